@@ -1,0 +1,1 @@
+"""The networks: transforms, hyperprior, and the loading of trained weights."""

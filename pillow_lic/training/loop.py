@@ -1,0 +1,201 @@
+"""The training loop: one code for CPU and CUDA, resumable at any checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, HyperpriorModel
+from pillow_lic.models.transforms import QUALITIES
+from pillow_lic.training.data import Crops
+from pillow_lic.training.losses import Outcome, forward, rate_distortion
+from pillow_lic.training.muon import make_optimisers
+from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 120.0
+LOG_STEPS = 50
+
+
+class Trainer:
+    """A model in training: weights, their running average, optimisers, and how far it has come."""
+
+    def __init__(self, recipe: Recipe, data: str | Path, device: str = "cpu") -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.device = torch.device(device)
+        self.model = HyperpriorModel(recipe.model).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.crops = Crops(data, recipe.batches.size, self.device)
+        self.optimisers = make_optimisers(self.model, recipe.optimiser)
+        self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
+        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        self.step, self.seconds = 0, 0.0
+
+    # -- state -----------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint atomically."""
+        state = {
+            "recipe": self.recipe.as_dict(),
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        partial = path.with_suffix(path.suffix + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, path)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint of the same architecture (the schedule may differ)."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        saved = recipe_from(state["recipe"])
+        if saved.model != self.recipe.model:
+            raise ValueError(f"{path} holds another architecture than the recipe's: {saved.model}")
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(values)
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def averaged_model(self) -> HyperpriorModel:
+        """A copy of the model with the running average of the weights."""
+        model = HyperpriorModel(self.recipe.model).to(self.device)
+        model.load_state_dict(self.average)
+        return model.eval()
+
+    # -- training --------------------------------------------------------------------------
+
+    def train(self, checkpoint: Path | None = None, on_log: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Run to the end of the schedule, writing a checkpoint every two minutes."""
+        batches = self.recipe.batches
+        generator = torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        if self.step == 0:
+            initialise_priors(self.model, self.crops.batch(4 * batches.batch, generator))
+        compute = torch.compile(self._loss) if self.device.type == "cuda" else self._loss
+        saved, started, before = time.monotonic(), time.monotonic(), self.seconds
+        sums: list[Tensor] = []
+        for pixels in self.crops.batches(batches.batch, generator):
+            if progress(self.recipe.schedule, self.step, self.seconds) >= 1:
+                break
+            sums.append(self._step(pixels, generator, compute))
+            self.step += 1
+            self.seconds = before + time.monotonic() - started
+            if self.step % LOG_STEPS == 0:
+                values = torch.stack(sums).mean(dim=0).tolist()
+                rate = LOG_STEPS * batches.batch
+                self._report(values, rate, on_log)
+                sums.clear()
+            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self.save(checkpoint)
+                saved = time.monotonic()
+        if checkpoint:
+            self.save(checkpoint)
+
+    def _step(self, pixels: Tensor, generator: torch.Generator, compute: Any) -> Tensor:
+        self._set_rates()
+        quality = stratified_qualities(pixels.shape[0], generator)
+        pixels = pixels.to(memory_format=torch.channels_last)
+        loss, outcome = compute(pixels, quality)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self._average_weights()
+        means = [loss, outcome.mse.mean(), outcome.y_bpp.mean(), outcome.z_bpp.mean()]
+        return torch.stack([m.detach() for m in means])
+
+    def _loss(self, pixels: Tensor, quality: Tensor) -> tuple[Tensor, Outcome]:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            outcome = forward(self.model, pixels, quality, noise=True)
+        return rate_distortion(outcome, quality, self.recipe.lambda_balance), outcome
+
+    def _set_rates(self) -> None:
+        factor = rate_factor(self.recipe.schedule, self.step, self.seconds)
+        for optimiser, rates in zip(self.optimisers, self.base_rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+
+    def _average_weights(self) -> None:
+        # A short memory at first, so that the start's values are forgotten.
+        decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        live = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.average.values()), live, 1 - decay)
+
+    def _report(self, values: list[float], crops: int, on_log: Callable[[dict[str, Any]], None] | None) -> None:
+        done = progress(self.recipe.schedule, self.step, self.seconds)
+        names = ("loss", "mse", "y_bpp", "z_bpp")
+        record = {"step": self.step, "seconds": round(self.seconds, 1), "progress": round(done, 4)}
+        record |= {k: round(v, 5) for k, v in zip(names, values, strict=True)}
+        if not math.isfinite(values[0]):
+            raise FloatingPointError(f"the loss is not finite at step {self.step}")
+        if on_log:
+            on_log(record)
+
+
+def progress(schedule: Schedule, step: int, seconds: float) -> float:
+    """Share of the schedule that is done, 0...1 and above."""
+    return step / schedule.steps if schedule.steps else seconds / (60 * schedule.minutes)
+
+
+def rate_factor(schedule: Schedule, step: int, seconds: float) -> float:
+    """Learning-rate factor: linear warm-up, then constant, then a cosine to ``final``."""
+    warm = min(1.0, (step + 1) / max(1, schedule.warmup_steps))
+    x = (progress(schedule, step, seconds) - schedule.hold) / (1 - schedule.hold)
+    x = min(1.0, max(0.0, x))
+    return warm * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * x)))
+
+
+def stratified_qualities(count: int, generator: torch.Generator) -> Tensor:
+    """One random quality in each of ``count`` equal parts of 1...8, (count,) float32."""
+    u = torch.rand(count, device=generator.device, generator=generator)
+    parts = torch.arange(count, device=generator.device) + u
+    return 1 + (QUALITIES - 1) * parts / count
+
+
+@torch.no_grad()
+def initialise_priors(model: HyperpriorModel, pixels: Tensor) -> None:
+    """Set every prior to the statistics of the untrained transforms on some crops.
+
+    Each channel of y starts at its own mean and scale at each quality, each channel of z at a
+    deviation of 0.4 (lowest quality) to 2 steps (highest): what is left to learn is how they
+    depend on the picture.
+    """
+    for stop in range(QUALITIES):
+        quality = torch.full((pixels.shape[0],), stop + 1.0, device=pixels.device)
+        y = model.analysis(pixels, quality) * model.gains(quality)[0]
+        mean, spread = y.mean(dim=(0, 2, 3)), y.std(dim=(0, 2, 3))
+        # Half the marginal deviation: the typical scale of heavy-tailed coefficients.
+        index = (0.5 * spread / SCALE_MIN).log() / SCALE_STEP
+        model.hyper_synthesis.leave.bias[stop] = torch.cat([mean, index.clamp(0, 60) / INDEX_GAIN])
+        z = model.hyper_analysis(y, quality)
+        z_mean, z_spread = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
+        deviation = 0.4 * 5 ** (stop / (QUALITIES - 1))
+        inverse = (z_spread / deviation).clamp(min=1 / 32)
+        model.z_inverse_gain[stop] = inverse
+        model.z_mean[stop] = z_mean / inverse
+        model.z_index[stop] = math.log(deviation / SCALE_MIN) / SCALE_STEP / INDEX_GAIN
+
+
+def append_json(path: Path) -> Callable[[dict[str, Any]], None]:
+    """A log callback that appends one JSON line a record."""
+
+    def write(record: dict[str, Any]) -> None:
+        with suppress(OSError), path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
+
+    return write

@@ -1,0 +1,113 @@
+"""Recipes: one TOML file says everything about a training run but where the images lie."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pillow_lic.models.transforms import Architecture
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train and how the learning rate goes: warm-up, constant, cosine to ``final``.
+
+    ``minutes`` counts training time (over all resumed runs), ``steps`` optimiser steps; one of
+    them is given.  ``hold`` is the share of the run at the constant rate.
+    """
+
+    minutes: float = 0.0
+    steps: int = 0
+    warmup_steps: int = 100
+    hold: float = 0.4
+    final: float = 0.02
+
+    def __post_init__(self) -> None:
+        if (self.minutes > 0) == (self.steps > 0):
+            raise ValueError("a schedule needs either minutes or steps, above 0")
+        if not 0 <= self.hold < 1 or not 0 <= self.final <= 1:
+            raise ValueError("hold must lie in 0...1 (below 1) and final in 0...1")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Muon on the networks' matrices, Adam on stem, head, biases and tables."""
+
+    muon: float = 1e-3
+    adam: float = 4e-4
+    momentum: float = 0.95
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Random crops: ``size`` a multiple of 64, ``batch`` crops a step."""
+
+    size: int = 256
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.size < 64 or self.size % 64:
+            raise ValueError(f"the crop size must be a multiple of 64, not {self.size}")
+        if self.batch < 1:
+            raise ValueError(f"the batch must be at least 1, not {self.batch}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run: shapes, schedule, optimiser, crops, loss weighting and seed."""
+
+    name: str
+    schedule: Schedule
+    model: Architecture = field(default_factory=Architecture)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    batches: Batches = field(default_factory=Batches)
+    lambda_balance: float = 0.4
+    ema: float = 0.999
+    seed: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints and manifests."""
+        return asdict(self)
+
+    def limited(self, max_steps: int) -> Recipe:
+        """The same recipe for a dry run of at most ``max_steps`` steps."""
+        return replace(self, schedule=replace(self.schedule, minutes=0.0, steps=max_steps))
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Raises ``ValueError`` for keys that do not exist or values out of range, with the key's name.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    return recipe_from(values)
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """Build a recipe from plain values, as :func:`load_recipe` reads them."""
+    parts = {"schedule": Schedule, "model": Architecture, "optimiser": Optimiser, "batches": Batches}
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        built[key] = _section(parts[key], key, value) if key in parts else value
+    if "name" not in built or "schedule" not in built:
+        raise ValueError("a recipe needs a name and a [schedule]")
+    return _section(Recipe, "recipe", built)  # type: ignore[no-any-return]
+
+
+def _section(kind: Any, name: str, values: Any) -> Any:
+    if not isinstance(values, dict) or not is_dataclass(kind):
+        raise ValueError(f"[{name}] must be a table")
+    known = {f.name for f in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in [{name}]; known: {', '.join(sorted(known))}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"[{name}]: {error}") from None

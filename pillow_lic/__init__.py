@@ -1,0 +1,33 @@
+"""A learned image codec for Pillow and imageio.
+
+Importing this package registers the format, so that ``im.save("x.lic")``, ``Image.open("x.lic")``
+and ``imageio.imread("x.lic")`` work.  Torch is imported when the first picture is coded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pillow_lic import plugin as _plugin
+from pillow_lic.options import EncoderOptions, set_defaults
+
+__all__ = ["EncoderOptions", "__version__", "register_lic_opener", "set_defaults"]
+
+__version__ = "0.1.0"
+
+
+def register_lic_opener(**defaults: Any) -> None:
+    """Register the format with Pillow and imageio, and set defaults for the encoder's options.
+
+    Importing the package does it already; a call says so to linters and in spawned workers, may
+    be repeated, and takes the options of :class:`EncoderOptions` as defaults for this process.
+    """
+    from imageio_plugin.registration import register_when_imported
+
+    _plugin.register()
+    register_when_imported()
+    if defaults:
+        set_defaults(**defaults)
+
+
+register_lic_opener()

@@ -20,6 +20,7 @@ from pillow_lic.models.transforms import (
     Synthesis,
     at_quality,
     rate_weight,
+    start_linear,
 )
 
 SCALE_MIN, SCALE_MAX, SCALES = 0.11, 60.0, 64
@@ -146,6 +147,7 @@ class HyperpriorModel(nn.Module):
         self.arch = arch
         self.analysis = Analysis(arch)
         self.synthesis = Synthesis(arch)
+        start_linear(self.analysis, self.synthesis, arch)
         self.hyper_analysis = HyperAnalysis(arch)
         self.hyper_synthesis = HyperSynthesis(arch)
         # High-resolution theory: the best step of a uniform quantiser at slope lambda.

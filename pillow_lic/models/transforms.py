@@ -99,7 +99,8 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
-        h = F.leaky_relu(self.reduce(x), 0.1)
+        # Blocks may compute in bfloat16 while the trunk, which carries the picture, stays float32.
+        h = F.leaky_relu(self.reduce(x.to(self.reduce.weight.dtype)), 0.1)
         h = F.leaky_relu(self.mix(h), 0.1)
         h = h * at_quality(self.gain, quality)[:, :, None, None].to(h.dtype)
         return x + self.expand(h)  # type: ignore[no-any-return]
@@ -115,8 +116,6 @@ class Analysis(nn.Module):
         self.fine = nn.ModuleList(ResidualBlock(c) for _ in range(eighth))
         self.down = nn.Conv2d(4 * c, arch.latents, 1)
         self.coarse = nn.ModuleList(ResidualBlock(arch.latents) for _ in range(sixteenth))
-        _set(self.stem, _pad_rows(_block_dct(), c))
-        _set(self.down, _merge(c, arch.latents))
 
     def forward(self, pixels: Tensor, quality: Tensor) -> Tensor:
         x = self.stem(F.pixel_unshuffle(pixels, 8))
@@ -138,8 +137,6 @@ class Synthesis(nn.Module):
         self.up = nn.Conv2d(arch.latents, 4 * c, 1)
         self.fine = nn.ModuleList(ResidualBlock(c) for _ in range(eighth))
         self.head = nn.Conv2d(c, 192, 1)
-        _set(self.up, _merge(c, arch.latents).T)
-        _set(self.head, _pad_rows(_block_dct(), c).T)
 
     def forward(self, y: Tensor, quality: Tensor) -> Tensor:
         for block in self.coarse:
@@ -148,6 +145,15 @@ class Synthesis(nn.Module):
         for block in self.fine:
             x = block(x, quality)
         return F.pixel_shuffle(self.head(x), 8)
+
+
+def start_linear(analysis: Analysis, synthesis: Synthesis, arch: Architecture) -> None:
+    """Make a pair of transforms the orthonormal 16x16 DCT codec that training starts from."""
+    blocks, merge = _pad_rows(_block_dct(), arch.channels), _merge(arch.channels, arch.latents)
+    _set(analysis.stem, blocks)
+    _set(analysis.down, merge)
+    _set(synthesis.up, merge.T)
+    _set(synthesis.head, blocks.T)
 
 
 def _set(conv: nn.Conv2d, matrix: Tensor) -> None:

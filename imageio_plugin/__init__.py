@@ -1,0 +1,1 @@
+"""imageio's plugin for .lic files; ``import pillow_lic`` registers it."""

@@ -1,0 +1,135 @@
+"""imageio's contract: a PluginV3 over the codec, as imageio's own plugins behave."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+from imageio.core.request import InitializationError, IOMode, Request
+from imageio.core.v3_plugin_api import ImageProperties, PluginV3
+from imageio.plugins.pillow import exif_orientation_transform
+from numpy.typing import ArrayLike, NDArray
+from PIL import ExifTags, Image
+
+from pillow_lic import container, options
+from pillow_lic.plugin import info_of
+
+Pixels = NDArray[np.uint8]
+
+METADATA = frozenset(container.METADATA)
+
+
+class LicPlugin(PluginV3):
+    """Reads and writes .lic files.
+
+    Raises ``InitializationError`` for another kind of file, so that imageio tries other plugins,
+    and ``OSError`` for a damaged one.
+    """
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self._reader: container.Reader | None = None
+        self._pixels: Pixels | None = None
+        if request.mode.io_mode != IOMode.read:
+            wanted = request.extension or request.format_hint
+            if wanted not in (None, ".lic"):
+                raise InitializationError(f"the LIC plugin cannot write {wanted} files")
+            return
+        try:
+            self._reader = container.Reader(request.get_file())
+        except SyntaxError:
+            raise InitializationError(f"{request.raw_uri!r:.80} is not a LIC file") from None
+        self._metadata = self._reader.metadata()
+
+    def read(self, *, index: int | EllipsisType | None = 0, mode: str | None = None, rotate: bool = False) -> Pixels:
+        """A frame as (H, W) or (H, W, 3) uint8; all frames stacked for ``index=...``.
+
+        mode    a Pillow mode to convert to, e.g. "L"
+        rotate  apply the orientation that the EXIF data tell
+        """
+        if index is Ellipsis:
+            return np.stack(builtins.list(self.iter(mode=mode, rotate=rotate)))
+        self._check_index(index)
+        pixels = self._frame()
+        if mode is not None:
+            pixels = np.asarray(Image.fromarray(pixels).convert(mode))
+        if rotate:
+            pixels = exif_orientation_transform(self._orientation(), mode or "RGB")(pixels)
+        return np.array(pixels)
+
+    def iter(self, *, mode: str | None = None, rotate: bool = False) -> Iterator[Pixels]:
+        """Every frame in turn."""
+        for index in range(self._opened().header.frames):
+            yield self.read(index=index, mode=mode, rotate=rotate)
+
+    def write(self, ndimage: ArrayLike | list[ArrayLike], *, is_batch: bool = False, **kwargs: Any) -> bytes | None:
+        """Write one picture, (H, W) or (H, W, 3) uint8, or a batch that holds one.
+
+        Takes the options of ``Image.save(..., format="LIC")``.  Returns the file if the target
+        is ``"<bytes>"``.
+        """
+        from pillow_lic import codec
+
+        if self._reader is not None or self.request.mode.io_mode != IOMode.write:
+            raise OSError("this LIC file was opened for reading")
+        batch = np.asarray(ndimage)
+        if is_batch or isinstance(ndimage, builtins.list):
+            if batch.ndim == 0 or len(batch) != 1:
+                raise ValueError("LIC holds one frame in this version; write the pictures one by one")
+            batch = batch[0]
+        if batch.ndim == 3 and batch.shape[2] == 1:
+            batch = batch[:, :, 0]
+        opts = options.options_from(kwargs, also_known=METADATA)
+        metadata = {name: bytes(kwargs[name]) for name in METADATA if kwargs.get(name)}
+        data = codec.encode(batch, opts, metadata)
+        self.request.get_file().write(data)
+        return data if self.request._uri_type == 1 else None
+
+    def properties(self, index: int | EllipsisType | None = 0) -> ImageProperties:
+        """Shape and type, without decoding."""
+        header = self._opened().header
+        shape: tuple[int, ...] = (header.height, header.width)
+        shape += () if header.mode == "L" else (3,)
+        if index is Ellipsis:
+            return ImageProperties((header.frames, *shape), np.dtype(np.uint8), header.frames, is_batch=True)
+        self._check_index(index)
+        return ImageProperties(shape, np.dtype(np.uint8), is_batch=False)
+
+    def metadata(self, index: int | EllipsisType | None = 0, exclude_applied: bool = True) -> dict[str, Any]:
+        """Coding, mode, shape, and EXIF, ICC profile and XMP where the file has them."""
+        if index is not Ellipsis:
+            self._check_index(index)
+        header = self._opened().header
+        return {
+            **info_of(header),
+            **self._metadata,
+            "mode": header.mode,
+            "shape": (header.width, header.height),
+        }
+
+    def _opened(self) -> container.Reader:
+        if self._reader is None:
+            raise OSError("this LIC file was opened for writing")
+        return self._reader
+
+    def _check_index(self, index: int | EllipsisType | None) -> None:
+        frames = self._opened().header.frames
+        if not isinstance(index, (int, np.integer, type(None))) or not 0 <= (index or 0) < frames:
+            raise IndexError(f"the LIC file has {frames} frame(s); there is no index {index!r}")
+
+    def _frame(self) -> Pixels:
+        from pillow_lic import codec
+
+        if self._pixels is None:
+            reader = self._opened()
+            self.request.get_file().seek(reader.frames_at)
+            self._pixels = codec.decode(reader.header, next(reader.frames()))
+        return self._pixels
+
+    def _orientation(self) -> int:
+        exif = Image.Exif()
+        exif.load(self._metadata.get("exif", b""))
+        return int(exif.get(ExifTags.Base.Orientation, 1))

@@ -1,0 +1,71 @@
+"""Tells imageio about the format, without importing imageio for those who do not use it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+_CONFIG = "imageio.config"
+
+
+def register() -> None:
+    """Add the plugin and the extension to imageio's tables; doing it twice changes nothing."""
+    from imageio.config import FileExtension, extension_list, known_extensions, known_plugins
+    from imageio.config.plugins import PluginConfig
+
+    if "LIC" in known_plugins:
+        return
+    known_plugins["LIC"] = PluginConfig(name="LIC", class_name="LicPlugin", module_name="imageio_plugin.plugin")
+    extension = FileExtension(
+        name="Learned image codec",
+        extension=".lic",
+        priority=["LIC"],
+        description="Photographs coded by a neural network (pillow-lic)",
+    )
+    extension_list.append(extension)
+    known_extensions.setdefault(".lic", []).append(extension)
+
+
+def register_when_imported() -> None:
+    """Register now if imageio is imported already, else as soon as somebody imports it."""
+    if _CONFIG in sys.modules:
+        register()
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(MetaPathFinder):
+    """Waits for one module, ``imageio.config``, and lets the ordinary finders load it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _CONFIG:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    """Loads ``imageio.config`` as its own loader does, then registers the plugin."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module is to look as if we had never been here: its own loader answers for it.
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        register()

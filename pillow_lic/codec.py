@@ -1,0 +1,282 @@
+"""From pixels and options to a coded file and back: the only module that knows every stage.
+
+Saving: analysis transform, hyperprior, quantiser, range coder, container.  Opening: the same
+backwards.  Only the symbols and what decides their probabilities need to be exact; the synthesis
+transform is ordinary floating point.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pillow_lic import container, options
+from pillow_lic.container import Header
+from pillow_lic.entropy.coder import LIMIT, SymbolDecoder, SymbolEncoder, Symbols
+from pillow_lic.models.hyperprior import HYPER_STRIDE
+from pillow_lic.models.loading import Model, load_model, model_by_identity
+from pillow_lic.models.transforms import LATENT_STRIDE
+from pillow_lic.options import EncoderOptions
+from pillow_lic.pixels import (
+    Pixels,
+    Tile,
+    check_pixels,
+    default_tile,
+    latent_size,
+    pad_to_multiple,
+    put_pixels,
+    tile_pixels,
+    tiles_of,
+)
+from pillow_lic.quantizers import scalar
+
+Indices = NDArray[np.uint8]
+
+WORTH_CUDA = 256 * 256
+"""Pixels from which a transfer to the GPU pays."""
+
+
+@dataclass(frozen=True)
+class CodedTile:
+    """A tile's symbols and table indices, flat, as they go through the range coder."""
+
+    z: Symbols
+    z_index: Indices
+    y: Symbols
+    y_index: Indices
+
+
+def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | None = None) -> bytes:
+    """Code (H, W) or (H, W, 3) uint8 pixels as a LIC file.
+
+    Raises ``TypeError`` and ``ValueError`` for pixels that LIC does not take and for models that
+    are not installed.
+    """
+    mode = check_pixels(array)
+    height, width = array.shape[:2]
+    model = load_model(opts.model)
+    tile = default_tile(width, height) if opts.tile is None else opts.tile
+    header = Header(
+        width, height, mode, model.identity, opts.quality_code, opts.context_name, opts.quantizer, tile
+    )
+    device = choose_device(opts.device, width * height)
+    with _quiet(device):
+        tiles = [_pack(model, t) for t in analyse(model, array, header, device)]
+    return container.write(header, metadata or {}, [tiles])
+
+
+def decode(header: Header, tiles: Sequence[bytes], device: str | None = None) -> Pixels:
+    """The pixels of a frame, (H, W) or (H, W, 3) uint8.
+
+    Raises ``OSError`` if the data are damaged or their model is not installed.
+    """
+    model = model_by_identity(header.model_id)
+    on = choose_device(device, header.width * header.height)
+    shape = (header.height, header.width, 3)[: 3 if header.mode == "RGB" else 2]
+    array = np.empty(shape, np.uint8)
+    with _quiet(on):
+        _synthesise(model, header, tiles, array, on)
+    return array
+
+
+def read(fp: IO[bytes], device: str | None = None) -> tuple[Header, dict[str, bytes], list[Pixels]]:
+    """A whole file: header, metadata and the pixels of every frame."""
+    reader = container.Reader(fp)
+    metadata = reader.metadata()
+    fp.seek(reader.frames_at)
+    return reader.header, metadata, [decode(reader.header, tiles, device) for tiles in reader.frames()]
+
+
+def verify(fp: IO[bytes]) -> Header:
+    """Compare every checksum of a file without decoding it; ``OSError`` if one is wrong."""
+    reader = container.Reader(fp)
+    reader.metadata()
+    fp.seek(reader.frames_at)
+    for _ in reader.frames():
+        pass
+    return reader.header
+
+
+# -- encoder -------------------------------------------------------------------------------
+
+
+def analyse(model: Model, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
+    """The symbols of each tile in turn."""
+    w, h = latent_size(header.width), latent_size(header.height)
+    analysis = model.analysis(device, block_dtype(device))
+    quality = _quality(header, device)
+    gain = model.gain(options.quality_of(header.quality_code)).to(device)
+    for tile in tiles_of(header.width, header.height, header.tile):
+        around = tile.grown(model.arch.analysis_margin, h, w)
+        pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
+        y = _crop(analysis(pixels, quality), tile, around) * gain
+        yield _quantise(model, y, header.quality_code, quality)
+
+
+def _quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> CodedTile:
+    """Symbols of z and y for latents (1, M, h, w) in steps."""
+    device = y.device
+    exact = model.hyper_synthesis(device)
+    z_gain, z_mean, z_index = exact.z_prior(quality_code)
+    z = model.hyper_analysis(device)(pad_to_multiple(y, HYPER_STRIDE), quality)[0].cpu().double().numpy()
+    steps = z * (2.0**10 / z_gain)[:, None, None] - (z_mean / 2.0**6)[:, None, None]
+    z_indices = _spread(z_index, z.shape)
+    z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
+    mean, index = _priors(model, z_symbols, quality_code, y.shape[2:], device)
+    symbols = scalar.quantise(y[0], mean, index, model.tables.skip)
+    return CodedTile(z_symbols.ravel(), z_indices.ravel(), _flat(symbols).astype(np.int16), _flat(index))
+
+
+def _pack(model: Model, tile: CodedTile) -> bytes:
+    coder = SymbolEncoder(model.tables)
+    coder.encode(tile.z, tile.z_index)
+    coder.encode(tile.y, tile.y_index)
+    return struct.pack("<I", _checksum(tile.z, tile.y)) + coder.finish()
+
+
+# -- decoder -------------------------------------------------------------------------------
+
+
+def _synthesise(model: Model, header: Header, coded: Sequence[bytes], array: Pixels, device: torch.device) -> None:
+    """Decode every tile's latents, and its pixels once the tiles around it are decoded too.
+
+    Latents are kept for three rows of tiles at a time.
+    """
+    tiles = list(tiles_of(header.width, header.height, header.tile))
+    h, w = latent_size(header.height), latent_size(header.width)
+    latents: dict[int, Tensor] = {}
+    done = 0
+    for tile, data in zip(tiles, coded, strict=True):
+        if tile.row not in latents:
+            rows = (model.arch.latents, tile.bottom - tile.top, w)
+            latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=device)
+            latents.pop(tile.row - 3, None)
+        latents[tile.row][:, :, tile.left : tile.right] = _latents(model, header, tile, data, device)
+        if tile.right == w:
+            last = tile.bottom == h
+            while done < len(tiles) and (last or tiles[done].row < tile.row):
+                _put_tile(model, header, tiles[done], latents, array)
+                done += 1
+
+
+def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
+    """y of a tile in the synthesis transform's units, (M, h, w) float32."""
+    z, y, mean = decode_symbols(model, header, tile, data, device)
+    symbols = torch.from_numpy(y).to(device).reshape(mean.shape)
+    gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
+    return scalar.dequantise(symbols, mean) * gain
+
+
+def decode_symbols(
+    model: Model, header: Header, tile: Tile, data: bytes, device: torch.device
+) -> tuple[Symbols, Symbols, Tensor]:
+    """Symbols of z and y, flat, and y's means; ``OSError`` if they fail the tile's checksum."""
+    if len(data) < 4:
+        raise OSError("damaged LIC file: a tile is too short")
+    size = (tile.bottom - tile.top, tile.right - tile.left)
+    z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
+    coder = SymbolDecoder(model.tables, data[4:])
+    z_index = model.hyper_synthesis(device).z_prior(header.quality_code)[2]
+    z = coder.decode(_spread(z_index, z_shape).ravel())
+    mean, index = _priors(model, z.reshape(z_shape), header.quality_code, size, device)
+    y = coder.decode(_flat(index))
+    if struct.unpack_from("<I", data)[0] != _checksum(z, y):
+        raise OSError("damaged LIC file: the decoded symbols fail their checksum")
+    return z, y, mean
+
+
+def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor], array: Pixels) -> None:
+    """Synthesise one tile's pixels from its latents and a margin of its neighbours'."""
+    h, w = latent_size(header.height), latent_size(header.width)
+    step = header.tile // LATENT_STRIDE or max(h, w)
+    around = tile.grown(min(model.arch.synthesis_margin, step), h, w)
+    first = max(0, tile.row - 1)
+    rows = [latents[r][:, :, around.left : around.right] for r in range(first, tile.row + 2) if r in latents]
+    y = torch.cat(rows, dim=1)[:, around.top - first * step : around.bottom - first * step]
+    y = y[None].contiguous(memory_format=torch.channels_last)
+    network = model.synthesis(y.device, block_dtype(y.device))
+    output = network(y, _quality(header, y.device))[0]
+    top, left = LATENT_STRIDE * (tile.top - around.top), LATENT_STRIDE * (tile.left - around.left)
+    put_pixels(array, tile, output[:, top:, left:])
+
+
+# -- shared --------------------------------------------------------------------------------
+
+
+def _priors(
+    model: Model, z: Symbols, quality_code: int, size: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Means and table indices of y, (M, h, w) each; the same in the encoder and every decoder."""
+    mean, index = model.hyper_synthesis(device)(z, quality_code)
+    return mean[:, : size[0], : size[1]], index[:, : size[0], : size[1]]
+
+
+def _spread(by_channel: NDArray[np.uint8], shape: Sequence[int]) -> Indices:
+    return np.broadcast_to(by_channel[:, None, None], shape)
+
+
+def _flat(values: Tensor) -> NDArray[np.integer]:  # type: ignore[type-arg]
+    return values.cpu().numpy().ravel()
+
+
+def _checksum(z: Symbols, y: Symbols) -> int:
+    return zlib.crc32(y.astype("<i2").tobytes(), zlib.crc32(z.astype("<i2").tobytes()))
+
+
+def _crop(y: Tensor, tile: Tile, around: Tile) -> Tensor:
+    top, left = tile.top - around.top, tile.left - around.left
+    return y[:, :, top : top + tile.bottom - tile.top, left : left + tile.right - tile.left]
+
+
+def _quality(header: Header, device: torch.device) -> Tensor:
+    return torch.tensor([options.quality_of(header.quality_code)], dtype=torch.float32, device=device)
+
+
+@contextmanager
+def _quiet(device: torch.device) -> Iterator[None]:
+    """No gradients and no autocast, whatever the caller has set."""
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def choose_device(name: str | None, pixels: int) -> torch.device:
+    """The device to work on; ``ValueError`` if it does not exist."""
+    name = name or options.defaults.device or os.environ.get("PILLOW_LIC_DEVICE") or None
+    if name is None:
+        return torch.device("cuda" if pixels >= WORTH_CUDA and torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} does not exist here; this torch sees {torch.cuda.device_count()} GPUs")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}")
+    return device
+
+
+@cache
+def block_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor multiplies it natively, else float32.
+
+    PILLOW_LIC_PRECISION=float32 or bfloat16 decides otherwise.
+    """
+    wanted = os.environ.get("PILLOW_LIC_PRECISION")
+    if wanted in ("float32", "bfloat16"):
+        return torch.float32 if wanted == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    native = known.get("avx512_bf16") or known.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,292 @@
+"""The file format: header, metadata, frames, checksums.  Bytes in, bytes out; no torch.
+
+``docs/format.md`` is the specification; the names here are its names.  Everything that is read
+is bounded before it is allocated, and any damage is an ``OSError``; only a wrong signature is a
+``SyntaxError``, which is how Pillow's plugins say "not mine".
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+SIGNATURE = b"\x8bLIC\r\n\x1a\n"
+VERSION = 1
+
+HEAD, FRAME = b"HEAD", b"FRAM"
+METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm"}
+
+MODES = ("L", "RGB")
+CONTEXTS = ("none",)
+QUANTIZERS = ("scalar",)
+
+MAX_SIDE = 2**24
+MAX_QUALITY_CODE = 1792
+MAX_METADATA = 64 * 2**20
+MAX_CHUNK = 2**31 - 1
+TILE_UNIT = 64
+"""Tile sides are multiples of this many pixels: one hyperlatent position."""
+
+_TILED, _MANY = 64, 128
+_PIECE = 2**20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What ``Image.open`` needs to know, and what the decoder needs before the first symbol.
+
+    ``tile`` is the side of the tiles in pixels, 0 if every frame is one tile.
+    """
+
+    width: int
+    height: int
+    mode: str
+    model_id: bytes
+    quality_code: int
+    context: str = "none"
+    quantizer: str = "scalar"
+    tile: int = 0
+    frames: int = 1
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a frame."""
+        if not self.tile:
+            return 1
+        return -(-self.width // self.tile) * -(-self.height // self.tile)
+
+    def pack(self) -> bytes:
+        """The payload of the HEAD chunk."""
+        kind = MODES.index(self.mode) | (_TILED if self.tile else 0) | (_MANY if self.frames > 1 else 0)
+        coding = CONTEXTS.index(self.context) | QUANTIZERS.index(self.quantizer) << 4
+        return b"".join(
+            (
+                write_varint(self.width),
+                write_varint(self.height),
+                bytes((kind, coding)),
+                self.model_id,
+                struct.pack("<H", self.quality_code),
+                write_varint(self.tile // TILE_UNIT) if self.tile else b"",
+                write_varint(self.frames) if self.frames > 1 else b"",
+            )
+        )
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Header:
+        """Read and check the payload of a HEAD chunk; ``OSError`` for what no encoder writes."""
+        width, at = read_varint(payload, 0)
+        height, at = read_varint(payload, at)
+        if len(payload) < at + 12:
+            raise OSError("damaged LIC file: the header is too short")
+        kind, coding = payload[at], payload[at + 1]
+        model_id = payload[at + 2 : at + 10]
+        (quality_code,) = struct.unpack_from("<H", payload, at + 10)
+        at += 12
+        tile, frames = 0, 1
+        if kind & _TILED:
+            tile, at = read_varint(payload, at)
+        if kind & _MANY:
+            frames, at = read_varint(payload, at)
+        kind &= ~(_TILED | _MANY)
+        if at != len(payload):
+            raise OSError("damaged LIC file: the header is too long")
+        if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+            raise OSError(f"damaged LIC file: impossible size {width}x{height}")
+        if kind >= len(MODES):
+            raise OSError(f"this LIC file has a pixel mode (code {kind}) that needs a newer pillow-lic")
+        context, quantizer = coding & 15, coding >> 4
+        if context >= len(CONTEXTS) or quantizer >= len(QUANTIZERS):
+            raise OSError("this LIC file uses a context model or quantizer that needs a newer pillow-lic")
+        if quality_code > MAX_QUALITY_CODE or tile > MAX_SIDE // TILE_UNIT or frames != 1:
+            raise OSError("damaged LIC file: impossible values in the header")
+        return cls(
+            width, height, MODES[kind], model_id, quality_code,
+            CONTEXTS[context], QUANTIZERS[quantizer], tile * TILE_UNIT, frames,
+        )  # fmt: skip
+
+
+def write(header: Header, metadata: Mapping[str, bytes], frames: Sequence[Sequence[bytes]]) -> bytes:
+    """A whole file: ``frames`` holds each frame's coded tiles in raster order."""
+    parts = [SIGNATURE, bytes((VERSION,)), _chunk(HEAD, header.pack())]
+    for name, data in metadata.items():
+        if len(data) > MAX_METADATA:
+            raise ValueError(f"{name} has {len(data)} bytes; a LIC file takes at most {MAX_METADATA}")
+        parts.append(_chunk(METADATA[name], _shrink(data)))
+    for tiles in frames:
+        index = b"".join(write_varint(len(t)) for t in tiles[:-1])
+        payload = index + b"".join(tiles)
+        if len(payload) > MAX_CHUNK:
+            raise ValueError("the picture's data does not fit one frame of a LIC file (2 GiB)")
+        parts.append(_chunk(FRAME, payload))
+    return b"".join(parts)
+
+
+def accept(prefix: bytes) -> bool:
+    """Whether a file that begins so is one of ours."""
+    return prefix.startswith(SIGNATURE)
+
+
+class Reader:
+    """Reads a file's chunks in order, each when it is asked for.
+
+    The constructor reads signature and header.  Raises ``SyntaxError`` for another signature and
+    ``OSError`` for damage.
+    """
+
+    def __init__(self, fp: IO[bytes]) -> None:
+        self._fp = fp
+        self.frames_at = 0
+        if fp.read(len(SIGNATURE)) != SIGNATURE:
+            raise SyntaxError("not a LIC file")
+        version = _exactly(fp, 1)[0]
+        if version != VERSION:
+            raise OSError(f"this LIC file has format version {version}; this pillow-lic reads version {VERSION}")
+        kind, length = self._next()
+        if kind != HEAD or length > 64:
+            raise OSError("damaged LIC file: it does not begin with a header")
+        self.header = Header.unpack(self._payload(kind, length))
+
+    def metadata(self) -> dict[str, bytes]:
+        """EXIF, ICC profile and XMP, as far as present; leaves the frames unread.
+
+        Afterwards ``frames_at`` is the position of the first frame.
+        """
+        names = {v: k for k, v in METADATA.items()}
+        found: dict[str, bytes] = {}
+        while True:
+            start = self._fp.tell()
+            kind, length = self._next()
+            if kind == FRAME:
+                self.frames_at = start
+                return found
+            if kind not in names:
+                self._skip_unknown(kind, length)
+                continue
+            if length > MAX_METADATA or names[kind] in found:
+                raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
+            found[names[kind]] = _grow(self._payload(kind, length))
+
+    def frames(self) -> Iterator[list[bytes]]:
+        """Each frame's coded tiles, checked against the frame's checksum.
+
+        The file must stand at ``frames_at``.
+        """
+        read = 0
+        while read < self.header.frames:
+            kind, length = self._next()
+            if kind == FRAME:
+                yield _split(self._payload(kind, length), self.header.tiles)
+                read += 1
+            elif kind in METADATA.values() or kind == HEAD:
+                raise OSError(f"damaged LIC file: {kind.decode()} chunk after the first frame")
+            else:
+                self._skip_unknown(kind, length)
+
+    def _next(self) -> tuple[bytes, int]:
+        kind = _exactly(self._fp, 4)
+        if not kind.isalpha() or not kind.isascii():
+            raise OSError("damaged LIC file: no chunk where one should begin")
+        length = shift = 0
+        while True:
+            byte = _exactly(self._fp, 1)[0]
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+            if shift > 28:
+                raise OSError("damaged LIC file: a chunk's length is too large")
+        if length > MAX_CHUNK:
+            raise OSError("damaged LIC file: a chunk's length is too large")
+        return kind, length
+
+    def _payload(self, kind: bytes, length: int) -> bytes:
+        payload = _exactly(self._fp, length)
+        (stored,) = struct.unpack("<I", _exactly(self._fp, 4))
+        if stored != zlib.crc32(payload, zlib.crc32(kind)):
+            raise OSError(f"damaged LIC file: wrong checksum of the {kind.decode()} chunk")
+        return payload
+
+    def _skip_unknown(self, kind: bytes, length: int) -> None:
+        if kind[:1].isupper():
+            raise OSError(f"this LIC file has a {kind.decode()} chunk, which needs a newer pillow-lic")
+        self._payload(kind, length)
+
+
+def write_varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, lowest first, the high bit set on all but the last."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of at most 35 bits and the position after it; ``OSError`` if there is none."""
+    value = 0
+    for n, byte in enumerate(data[at : at + 5]):
+        value |= (byte & 127) << 7 * n
+        if byte < 128:
+            return value, at + n + 1
+    raise OSError("damaged LIC file: a number has no end")
+
+
+def _chunk(kind: bytes, payload: bytes) -> bytes:
+    checksum = zlib.crc32(payload, zlib.crc32(kind))
+    return kind + write_varint(len(payload)) + payload + struct.pack("<I", checksum)
+
+
+def _exactly(fp: IO[bytes], count: int) -> bytes:
+    """``count`` bytes, read in pieces so that a false length allocates nothing large."""
+    parts = []
+    left = count
+    while left:
+        part = fp.read(min(left, _PIECE))
+        if not part:
+            raise OSError("truncated LIC file")
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _split(payload: bytes, count: int) -> list[bytes]:
+    """A frame's tiles: all lengths but the last one's stand before them."""
+    if count - 1 > len(payload):
+        raise OSError("damaged LIC file: fewer bytes than tiles")
+    lengths, at = [], 0
+    for _ in range(count - 1):
+        length, at = read_varint(payload, at)
+        lengths.append(length)
+    if at + sum(lengths) > len(payload):
+        raise OSError("damaged LIC file: the tiles are longer than their frame")
+    tiles = []
+    for length in lengths:
+        tiles.append(payload[at : at + length])
+        at += length
+    return [*tiles, payload[at:]]
+
+
+def _shrink(data: bytes) -> bytes:
+    packed = zlib.compress(data, 9)
+    return b"\x01" + packed if len(packed) < len(data) else b"\x00" + data
+
+
+def _grow(payload: bytes) -> bytes:
+    if payload[:1] == b"\x00":
+        return payload[1:]
+    if payload[:1] != b"\x01":
+        raise OSError("damaged LIC file: metadata packed in an unknown way")
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(payload[1:], MAX_METADATA + 1)
+    except zlib.error as error:
+        raise OSError(f"damaged LIC file: metadata do not unpack ({error})") from None
+    if len(data) > MAX_METADATA or not unpacker.eof:
+        raise OSError("damaged LIC file: metadata are too long or cut")
+    return data
+
+

@@ -1,0 +1,173 @@
+"""The hyper-synthesis transform in integers: the same numbers on every machine.
+
+Weights and activations are integers held in float64.  Every product and partial sum stays below
+2**53, so float64 matrix products give the exact integer in whatever order, on however many
+threads, on CPU or GPU, and neither autocast nor reduced-precision settings touch float64.  The
+library's convolutions are not used: Winograd and FFT variants are not exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+ACTIVATION_BITS = 8
+"""Fraction bits of hidden activations."""
+
+ACTIVATION_LIMIT = 2.0**15 - 1
+MEAN_BITS = 6
+"""Fraction bits of means: steps of 1/64."""
+
+MEAN_LIMIT = 2.0**20
+GAIN_BITS = 10
+"""Fraction bits of z's inverse gains."""
+
+QUALITY_ONE = 256
+"""Quality codes for one quality step."""
+
+EXACT = 2.0**53
+
+BLOCK_LAYERS = ("reduce", "mix", "expand")
+LAYERS = (
+    "enter",
+    *(f"middle.{n}" for n in BLOCK_LAYERS),
+    "grow",
+    *(f"fine_1.{n}" for n in BLOCK_LAYERS),
+    *(f"fine_2.{n}" for n in BLOCK_LAYERS),
+    "leave",
+)
+
+
+def interpolate(table: NDArray[np.int64], quality_code: int) -> NDArray[np.int64]:
+    """Row of an (8, n) integer table at a quality code in 0...1792, rounded to nearest."""
+    low = min(quality_code // QUALITY_ONE, table.shape[0] - 2)
+    f = quality_code - low * QUALITY_ONE
+    out: NDArray[np.int64] = (table[low] * (QUALITY_ONE - f) + table[low + 1] * f + QUALITY_ONE // 2) >> 8
+    return out
+
+
+@dataclass(frozen=True)
+class ExactLayer:
+    """round((weight * x + bias) / 2**shift), by output channel.
+
+    weight (out, in * k * k) float64 integers, bias (8, out) int64 by quality stop, shift (out,).
+    """
+
+    weight: Tensor
+    bias: NDArray[np.int64]
+    shift: NDArray[np.int64]
+    size: int
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor], name: str) -> ExactLayer:
+        """Take a layer from a model's tensors and check that its sums are exact."""
+        weight = tensors[f"{name}.weight"]
+        bias = tensors[f"{name}.bias"].to(torch.int64).numpy()
+        shift = tensors[f"{name}.shift"].to(torch.int64).numpy()
+        layer = cls(weight.flatten(1).to(torch.float64), bias, shift, weight.shape[-1])
+        if shift.min() < 0 or shift.max() > 48 or layer.bound() >= EXACT:
+            raise ValueError(f"the model's layer {name} is not exact in float64")
+        return layer
+
+    def bound(self) -> float:
+        """Largest magnitude any partial sum can take, for the largest activations."""
+        sums = self.weight.abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
+        return float((sums + np.abs(self.bias).max(axis=0) + 2.0**self.shift).max())
+
+    def to(self, device: torch.device) -> ExactLayer:
+        """The same layer with its weights on a device."""
+        return ExactLayer(self.weight.to(device), self.bias, self.shift, self.size)
+
+    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
+        """(in, h, w) integers in float64 -> (out, h, w)."""
+        channels, h, w = x.shape
+        columns = x.reshape(channels, h * w) if self.size == 1 else _columns(x, self.size)
+        half = (1 << self.shift) >> 1
+        start = torch.from_numpy(interpolate(self.bias, quality_code) + half).to(x)
+        scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(x)
+        # Scaling by a power of two is exact and floor is too: an arithmetic shift.
+        out = torch.floor((self.weight @ columns + start[:, None]) * scale[:, None])
+        return out.reshape(-1, h, w)
+
+
+class ExactHyperSynthesis:
+    """z symbols -> means and scale indices of y, all in integers."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], scales: int) -> None:
+        self.layers = {name: ExactLayer.load(tensors, name) for name in LAYERS}
+        self.z_inverse_gain, self.z_mean, self.z_index = (
+            tensors[name].to(torch.int64).numpy() for name in ("z_inverse_gain", "z_mean", "z_index")
+        )
+        self.scales = scales
+
+    def to(self, device: torch.device) -> ExactHyperSynthesis:
+        """The same network with its weights on a device."""
+        moved = object.__new__(ExactHyperSynthesis)
+        moved.__dict__.update(self.__dict__)
+        moved.layers = {name: layer.to(device) for name, layer in self.layers.items()}
+        return moved
+
+    def z_prior(self, quality_code: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+        """z's inverse gains (1/1024), means (1/64 steps) and scale indices, (N,) each."""
+        gain = np.maximum(interpolate(self.z_inverse_gain, quality_code), 1)
+        index = (interpolate(self.z_index, quality_code) + 32) >> MEAN_BITS
+        index = np.clip(index, 0, self.scales - 1)
+        return gain, interpolate(self.z_mean, quality_code), index.astype(np.uint8)
+
+    def __call__(self, symbols: NDArray[np.int16], quality_code: int) -> tuple[Tensor, Tensor]:
+        """z symbols (N, h, w) -> (mean int32 in steps of 1/64, index uint8), (M, 4 h, 4 w) each.
+
+        Runs where the weights lie; inputs come from the host.
+        """
+        device = self.layers["enter"].weight.device
+        x = torch.from_numpy(self.dequantise(symbols, quality_code)).to(device, torch.float64)
+        x = _activate(_shuffle(self._run("enter", x, quality_code)))
+        x = self._block("middle", x, quality_code)
+        x = _activate(_shuffle(self._run("grow", x, quality_code)))
+        x = self._block("fine_1", x, quality_code)
+        x = self._block("fine_2", x, quality_code)
+        mean, index = self._run("leave", x, quality_code).chunk(2)
+        mean = mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).to(torch.int32)
+        return mean, index.clamp(0, self.scales - 1).to(torch.uint8)
+
+    def dequantise(self, symbols: NDArray[np.int16], quality_code: int) -> NDArray[np.int64]:
+        """(symbol + mean) * inverse gain, as an activation: what h_s sees."""
+        gain, mean, _ = self.z_prior(quality_code)
+        steps = (symbols.astype(np.int64) << MEAN_BITS) + mean[:, None, None]
+        fraction = MEAN_BITS + GAIN_BITS - ACTIVATION_BITS
+        z = (steps * gain[:, None, None] + (1 << fraction >> 1)) >> fraction
+        limit = int(ACTIVATION_LIMIT)
+        return np.clip(z, -limit, limit)
+
+    def _run(self, name: str, x: Tensor, quality_code: int) -> Tensor:
+        return self.layers[name](x, quality_code)
+
+    def _block(self, name: str, x: Tensor, quality_code: int) -> Tensor:
+        h = _activate(self._run(f"{name}.reduce", x, quality_code))
+        h = _activate(self._run(f"{name}.mix", h, quality_code))
+        return _limit(x + self._run(f"{name}.expand", h, quality_code))
+
+
+def _limit(x: Tensor) -> Tensor:
+    return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+
+
+def _activate(x: Tensor) -> Tensor:
+    """Leaky ReLU with slope 1/8, floored, on limited activations."""
+    x = _limit(x)
+    return torch.maximum(x, torch.floor(x * 0.125))
+
+
+def _shuffle(x: Tensor) -> Tensor:
+    """Pixel shuffle by 2: (4 c, h, w) -> (c, 2 h, 2 w)."""
+    return torch.nn.functional.pixel_shuffle(x[None], 2)[0]
+
+
+def _columns(x: Tensor, size: int) -> Tensor:
+    """im2col with zero padding: (c, h, w) -> (c * size * size, h * w)."""
+    return torch.nn.functional.unfold(x[None], size, padding=size // 2)[0]

@@ -1,0 +1,190 @@
+"""Trained models: finding a file by name or identity, checking it, and keeping it in memory.
+
+A model is one .safetensors file.  Its identity, which every coded file names, is the first eight
+bytes of the file's SHA-256; a manifest of the same name with .json tells people where it comes
+from and is not needed to use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from platformdirs import user_data_path
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pillow_lic.entropy.exact import ExactHyperSynthesis
+from pillow_lic.entropy.tables import Tables
+from pillow_lic.models.hyperprior import HyperAnalysis
+from pillow_lic.models.transforms import (
+    QUALITIES,
+    Analysis,
+    Architecture,
+    Synthesis,
+    at_quality,
+)
+
+FORMAT = 1
+SEARCH_PATH_VARIABLE = "PILLOW_LIC_MODELS"
+_PACKAGE = Path(__file__).resolve().parent.parent
+_lock = threading.RLock()
+_loaded: dict[bytes, Model] = {}
+_identities: dict[tuple[Path, int, int], bytes] = {}
+
+
+@dataclass
+class Model:
+    """A loaded model.  Networks are made for a device and precision when first asked for."""
+
+    path: Path
+    identity: bytes
+    arch: Architecture
+    tables: Tables
+    exact: ExactHyperSynthesis
+    tensors: dict[str, Tensor]
+    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def analysis(self, device: torch.device, dtype: torch.dtype) -> Analysis:
+        """The analysis transform; its blocks compute in ``dtype``, the rest in float32."""
+        return self._network(Analysis, "analysis", device, dtype)  # type: ignore[no-any-return]
+
+    def synthesis(self, device: torch.device, dtype: torch.dtype) -> Synthesis:
+        """The synthesis transform, likewise."""
+        return self._network(Synthesis, "synthesis", device, dtype)  # type: ignore[no-any-return]
+
+    def hyper_analysis(self, device: torch.device) -> HyperAnalysis:
+        """h_a in float32: what it finds is written to the file, so it need not be exact."""
+        return self._network(HyperAnalysis, "hyper_analysis", device, torch.float32)  # type: ignore[no-any-return]
+
+    def hyper_synthesis(self, device: torch.device) -> ExactHyperSynthesis:
+        """h_s in integers."""
+        return self._cached(("exact", device), lambda: self.exact.to(device))  # type: ignore[no-any-return]
+
+    def gain(self, quality: float) -> Tensor:
+        """Steps for each unit of y, (M, 1, 1) float32."""
+        return self._gain("log_gain", quality)
+
+    def inverse_gain(self, quality: float) -> Tensor:
+        """Units of y for each step, (M, 1, 1) float32."""
+        return self._gain("log_inverse_gain", quality)
+
+    def _gain(self, name: str, quality: float) -> Tensor:
+        row = at_quality(self.tensors[name].float(), torch.tensor([quality], dtype=torch.float32, device="cpu"))
+        return row.exp()[0, :, None, None]
+
+    def _network(self, kind: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+        def make() -> Any:
+            with torch.device("meta"):
+                network = kind(self.arch)
+            state = {
+                k.removeprefix(name + "."): v.float() for k, v in self.tensors.items() if k.startswith(name + ".")
+            }
+            network.load_state_dict(state, assign=True)
+            network.to(device=device, memory_format=torch.channels_last)
+            for blocks in (getattr(network, part, ()) for part in ("fine", "coarse")):
+                if isinstance(blocks, torch.nn.ModuleList):
+                    blocks.to(dtype)
+            return network.eval().requires_grad_(False)
+
+        return self._cached((name, device, dtype), make)
+
+    def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
+        with _lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
+
+def search_path() -> list[Path]:
+    """Folders that hold models: PILLOW_LIC_MODELS, the user's data directory, the package's own."""
+    given = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
+    own = [_PACKAGE / "weights", _PACKAGE.parent / "weights"]
+    return [*given, user_data_path("pillow-lic") / "models", *own]
+
+
+def load_model(name: str) -> Model:
+    """The model of that name in the search path, or at that path if it ends in .safetensors.
+
+    Raises ``ValueError`` if there is none, naming those there are.
+    """
+    if name.endswith(".safetensors"):
+        path = Path(name)
+        if not path.is_file():
+            raise ValueError(f"there is no model file {name}")
+        return _load(path)
+    for folder in search_path():
+        path = folder / f"{name}.safetensors"
+        if os.sep not in name and path.is_file():
+            return _load(path)
+    known = sorted({p.stem for p in _installed()})
+    raise ValueError(f"no model {name!r} is installed; there are: {', '.join(known) or 'none'}")
+
+
+def model_by_identity(identity: bytes) -> Model:
+    """The installed model that a file was written with; ``OSError`` if it is not installed."""
+    with _lock:
+        if identity in _loaded:
+            return _loaded[identity]
+        for path in _installed():
+            if _identity(path) == identity:
+                return _load(path)
+    raise OSError(
+        f"this LIC file was written with the model {identity.hex()}, which is not installed; "
+        f"put its .safetensors file into {user_data_path('pillow-lic') / 'models'} "
+        f"or a folder named in {SEARCH_PATH_VARIABLE}"
+    )
+
+
+def _installed() -> list[Path]:
+    return [p for folder in search_path() if folder.is_dir() for p in sorted(folder.glob("*.safetensors"))]
+
+
+def _identity(path: Path) -> bytes:
+    stat = path.stat()
+    key = (path.resolve(), stat.st_size, stat.st_mtime_ns)
+    if key not in _identities:
+        _identities[key] = hashlib.sha256(path.read_bytes()).digest()[:8]
+    return _identities[key]
+
+
+def _load(path: Path) -> Model:
+    """Read a model file; ``ValueError`` if it is none or is not exact."""
+    with _lock:
+        identity = _identity(path)
+        if identity not in _loaded:
+            try:
+                _loaded[identity] = _read(path, identity)
+            except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+                raise ValueError(f"{path} is not a pillow-lic model: {error}") from error
+        return _loaded[identity]
+
+
+def _read(path: Path, identity: bytes) -> Model:
+    with safe_open(path, framework="pt") as file:
+        about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a model of this version (format {about.get('format')}, not {FORMAT})")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{path} is damaged: {name} is not finite")
+    arch = Architecture(**about["architecture"])
+    part = {k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")}
+    for name in ("log_gain", "log_inverse_gain"):
+        if tensors[name].shape != (QUALITIES, arch.latents):
+            raise ValueError(f"{path} is damaged: wrong shape of {name}")
+    tables = Tables(
+        tensors["tables.frequencies"].numpy().astype(np.int32),
+        tensors["tables.lengths"].numpy().astype(np.int32),
+        int(about["skip"]),
+    )
+    kept = {k: v for k, v in tensors.items() if not k.startswith(("exact.", "tables."))}
+    return Model(path, identity, arch, tables, ExactHyperSynthesis(part, len(tables)), kept)

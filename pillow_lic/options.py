@@ -1,0 +1,137 @@
+"""Encoder options: one frozen dataclass, checked in one place.  Imports neither torch nor NumPy."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+QUALITY_MIN, QUALITY_MAX, QUALITY_STEPS = 1.0, 8.0, 256
+
+CONTEXTS = ("none",)
+QUANTIZERS = ("scalar",)
+EFFORTS = (0,)
+
+_PLANNED = {
+    "context": ("checkerboard", "channel", "autoregressive"),
+    "quantizer": ("diamond", "e8"),
+}
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What ``save(...)`` may say about the coding itself.
+
+    quality    float, 1 (smallest) to 8 (best), continuous; default 4
+    context    context model: "none", or "auto" for the best that is installed; default "auto"
+    quantizer  "scalar"; default "scalar"
+    effort     0; default 0
+    model      name of an installed model, or the path of a .safetensors file; default "mse"
+    device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
+               enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
+    tile       side in pixels of independently coded tiles, a multiple of 64 from 64 to 16384, or
+               0 for one tile; None: 512 above one megapixel
+
+    Raises ``TypeError`` for values of the wrong kind and ``ValueError`` for those out of range.
+    """
+
+    quality: float = 4.0
+    context: str = "auto"
+    quantizer: str = "scalar"
+    effort: int = 0
+    model: str = "mse"
+    device: str | None = None
+    tile: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "quality", _number("quality", self.quality))
+        if not QUALITY_MIN <= self.quality <= QUALITY_MAX:
+            raise ValueError(f"quality must be a number from 1 to 8, not {self.quality!r}")
+        _choice("context", self.context, ("auto", *CONTEXTS))
+        _choice("quantizer", self.quantizer, QUANTIZERS)
+        if isinstance(self.effort, bool) or not isinstance(self.effort, int):
+            raise TypeError(f"effort must be an integer, not {self.effort!r}")
+        if self.effort not in EFFORTS:
+            raise ValueError(f"effort must be 0 in this version, not {self.effort}")
+        object.__setattr__(self, "model", os.fspath(self.model))
+        if not isinstance(self.model, str) or not self.model:
+            raise TypeError("model must be a model's name or the path of a .safetensors file")
+        if self.device is not None and not isinstance(self.device, str):
+            object.__setattr__(self, "device", str(self.device))
+        self._check_tile()
+
+    def _check_tile(self) -> None:
+        if self.tile is None:
+            return
+        if isinstance(self.tile, bool) or not isinstance(self.tile, int):
+            raise TypeError(f"tile must be an integer, not {self.tile!r}")
+        if self.tile and (self.tile % 64 or not 64 <= self.tile <= 16384):
+            raise ValueError(f"tile must be 0 or a multiple of 64 from 64 to 16384, not {self.tile}")
+
+    @property
+    def quality_code(self) -> int:
+        """Quality as files keep it: 256ths of a step above 1, in 0...1792."""
+        return round((self.quality - QUALITY_MIN) * QUALITY_STEPS)
+
+    @property
+    def context_name(self) -> str:
+        """The context model that "auto" stands for."""
+        return CONTEXTS[0] if self.context == "auto" else self.context
+
+
+def quality_of(code: int) -> float:
+    """The quality that a file's code stands for."""
+    return QUALITY_MIN + code / QUALITY_STEPS
+
+
+def set_defaults(**options: Any) -> None:
+    """Change the defaults for this process, e.g. ``set_defaults(device="cpu", quality=5)``.
+
+    Raises ``TypeError`` for a name that is no option, and as :class:`EncoderOptions` does.
+    """
+    global defaults
+    unknown = sorted(set(options) - OPTION_NAMES)
+    if unknown:
+        raise TypeError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(OPTION_NAMES))}")
+    defaults = replace(defaults, **options)
+
+
+def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = frozenset()) -> EncoderOptions:
+    """Options of a save call; names that mean nothing here warn, as ``also_known`` ones do not."""
+    known = {k: v for k, v in values.items() if k in OPTION_NAMES}
+    for name in values:
+        if name not in OPTION_NAMES and name not in also_known:
+            near = difflib.get_close_matches(name, OPTION_NAMES | also_known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=4)
+    return replace(defaults, **known)
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, (bool, str, bytes)):
+        raise TypeError(f"{name} must be a number from 1 to 8, not {value!r}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number from 1 to 8, not {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a number from 1 to 8, not {value!r}")
+    return number
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    if value not in choices:
+        later = " in this version" if value in _PLANNED.get(name, ()) else ""
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}{later}, not {value!r}")
+
+
+OPTION_NAMES = frozenset(f.name for f in fields(EncoderOptions))
+
+defaults = EncoderOptions()
+"""What holds for options that a call does not name; change it with :func:`set_defaults`."""

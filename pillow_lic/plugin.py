@@ -1,0 +1,154 @@
+"""Pillow's contract: how a .lic file is opened, loaded and saved.  Imports torch only to code."""
+
+from __future__ import annotations
+
+import threading
+from io import BytesIO
+from typing import IO, Any
+
+from PIL import Image, ImageFile
+
+from pillow_lic import container, options
+
+FORMAT = "LIC"
+MIME = "image/x-lic"
+EXTENSION = ".lic"
+
+SAVE_EXTRAS = frozenset({"exif", "icc_profile", "xmp", "append_images"})
+
+
+class LicImageFile(ImageFile.ImageFile):
+    """A .lic file.  Opening reads header and metadata; ``load()`` decodes, once, in any thread."""
+
+    format = FORMAT
+    format_description = "Learned image codec"
+
+    def _open(self) -> None:
+        assert self.fp is not None
+        reader = container.Reader(self.fp)
+        header = reader.header
+        self._size = (header.width, header.height)
+        self._mode = header.mode
+        self.n_frames = header.frames
+        self.is_animated = header.frames > 1
+        self.info.update(info_of(header))
+        self.info.update(reader.metadata())
+        self._reader: container.Reader | None = reader
+        self._lock = threading.Lock()
+        self.tile = []
+
+    def load(self) -> Any:
+        """Decode the pixels, the first time.
+
+        Raises ``OSError`` if the file is damaged, closed, or its model is not installed.
+        """
+        with self._lock:
+            if self._reader is not None:
+                self._decode(self._reader)
+                self._reader = None
+        return super().load()
+
+    def _decode(self, reader: container.Reader) -> None:
+        from pillow_lic import codec
+
+        if self.fp is None or self.fp.closed:
+            raise OSError("the LIC file was closed before its pixels were loaded")
+        # A load that failed may be tried again: always begin at the frames' place.
+        self.fp.seek(reader.frames_at)
+        pixels = codec.decode(reader.header, next(reader.frames()))
+        # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
+        if self._exclusive_fp:
+            self.fp.close()
+        self.fp = BytesIO(pixels.tobytes())
+        self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)]
+        super().load()
+
+    def load_seek(self, pos: int) -> None:
+        """Nothing to seek: the pixels are in memory by then."""
+
+    def verify(self) -> None:
+        """Compare the file's checksums; ``OSError`` if one is wrong.  The image cannot be used after."""
+        if self.fp is None or self._reader is None:
+            raise RuntimeError("verify must be called directly after open")
+        self.fp.seek(self._reader.frames_at)
+        for _ in self._reader.frames():
+            pass
+        if self._exclusive_fp:
+            self.fp.close()
+        self.fp = None
+        self._reader = None
+
+    def __getstate__(self) -> list[Any]:
+        self.load()
+        return super().__getstate__()
+
+    def __setstate__(self, state: list[Any]) -> None:
+        self._lock, self._reader = threading.Lock(), None
+        super().__setstate__(state)
+
+
+def info_of(header: container.Header) -> dict[str, Any]:
+    """What ``im.info`` tells about the coding."""
+    return {
+        "quality": options.quality_of(header.quality_code),
+        "context": header.context,
+        "quantizer": header.quantizer,
+        "model": header.model_id.hex(),
+    }
+
+
+def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool = False) -> None:
+    """Save handler: checks everything and codes the whole picture before it writes."""
+    info = dict(im.encoderinfo)
+    if save_all and (list(info.get("append_images", ())) or getattr(im, "n_frames", 1) > 1):
+        raise ValueError("LIC holds one frame in this version; save the frames one by one")
+    opts = options.options_from(info, also_known=SAVE_EXTRAS)
+    if im.mode not in container.MODES:
+        wanted = "L" if im.mode in ("1", "I", "F", "I;16", "LA", "La") else "RGB"
+        raise OSError(
+            f"cannot write mode {im.mode} as LIC; supported are {' and '.join(container.MODES)}: "
+            f'use im.convert("{wanted}")'
+        )
+    if 0 in im.size:
+        raise ValueError("cannot write an empty image as LIC")
+    metadata = _metadata(im, info)
+
+    import numpy as np
+
+    from pillow_lic import codec
+
+    fp.write(codec.encode(np.asarray(im), opts, metadata))
+    if hasattr(fp, "flush"):
+        fp.flush()
+
+
+def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
+    """Save handler for ``save_all=True``; refuses more than one frame."""
+    save(im, fp, filename, save_all=True)
+
+
+def _metadata(im: Image.Image, info: dict[str, Any]) -> dict[str, bytes]:
+    """EXIF and XMP as given, the ICC profile as given or else the image's own (None drops it)."""
+    exif = info.get("exif")
+    if isinstance(exif, Image.Exif):
+        exif = exif.tobytes()
+    xmp = info.get("xmp")
+    if isinstance(xmp, str):
+        xmp = xmp.encode("utf-8")
+    icc = info["icc_profile"] if "icc_profile" in info else im.info.get("icc_profile")
+    found = {"exif": exif, "icc_profile": icc, "xmp": xmp}
+    for name, value in found.items():
+        if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
+            raise TypeError(f"{name} must be bytes, not {type(value).__name__}")
+    return {name: bytes(value) for name, value in found.items() if value}
+
+
+def register() -> None:
+    """Tell Pillow about the format; doing it twice changes nothing."""
+    if FORMAT in Image.OPEN:
+        return
+    Image.register_open(FORMAT, LicImageFile, container.accept)
+    Image.register_save(FORMAT, save)
+    Image.register_save_all(FORMAT, save_all)
+    Image.register_extension(FORMAT, EXTENSION)
+    Image.register_mime(FORMAT, MIME)

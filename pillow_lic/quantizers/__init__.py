@@ -1,0 +1,1 @@
+"""Quantisers: latents to symbols and back."""

@@ -8,7 +8,7 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
-from imageio.core.request import InitializationError, IOMode, Request
+from imageio.core.request import URI_BYTES, InitializationError, IOMode, Request
 from imageio.core.v3_plugin_api import ImageProperties, PluginV3
 from imageio.plugins.pillow import exif_orientation_transform
 from numpy.typing import ArrayLike, NDArray
@@ -86,7 +86,7 @@ class LicPlugin(PluginV3):
         metadata = {name: bytes(kwargs[name]) for name in METADATA if kwargs.get(name)}
         data = codec.encode(batch, opts, metadata)
         self.request.get_file().write(data)
-        return data if self.request._uri_type == 1 else None
+        return data if self.request._uri_type == URI_BYTES else None
 
     def properties(self, index: int | EllipsisType | None = 0) -> ImageProperties:
         """Shape and type, without decoding."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +62,3 @@ class Crops:
         rows = (self.line + top[:, None]) * width[:, None]
         index = self.start[image][:, None, None] + rows[:, :, None] + columns[:, None, :]
         return self.pixels[index].permute(0, 3, 1, 2).float() - 127.5
-
-    def batches(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Batches without end."""
-        while True:
-            yield self.batch(count, generator)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,6 @@ from pillow_lic.training.data import Crops
 from pillow_lic.training.losses import Outcome, forward, rate_distortion
 from pillow_lic.training.muon import make_optimisers
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
-
-log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 120.0
 LOG_STEPS = 50
@@ -79,31 +74,41 @@ class Trainer:
 
     # -- training --------------------------------------------------------------------------
 
-    def train(self, checkpoint: Path | None = None, on_log: Callable[[dict[str, Any]], None] | None = None) -> None:
-        """Run to the end of the schedule, writing a checkpoint every two minutes."""
-        batches = self.recipe.batches
+    def train(
+        self,
+        checkpoint: Path | None = None,
+        on_log: Callable[[dict[str, Any]], None] | None = None,
+        stop_after: float | None = None,
+    ) -> bool:
+        """Train to the end of the schedule, or for ``stop_after`` minutes; True if at the end.
+
+        Writes a checkpoint every two minutes and when it returns.  Raises ``FloatingPointError``
+        if the loss is no number any more.
+        """
+        batch = self.recipe.batches.batch
         generator = torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + self.step)
         if self.step == 0:
-            initialise_priors(self.model, self.crops.batch(4 * batches.batch, generator))
+            initialise_priors(self.model, self.crops.batch(4 * batch, generator))
         compute = torch.compile(self._loss) if self.device.type == "cuda" else self._loss
-        saved, started, before = time.monotonic(), time.monotonic(), self.seconds
+        started, before = time.monotonic(), self.seconds
+        saved = started
         sums: list[Tensor] = []
-        for pixels in self.crops.batches(batches.batch, generator):
-            if progress(self.recipe.schedule, self.step, self.seconds) >= 1:
-                break
-            sums.append(self._step(pixels, generator, compute))
+        while not (finished := progress(self.recipe.schedule, self.step, self.seconds) >= 1):
+            sums.append(self._step(self.crops.batch(batch, generator), generator, compute))
             self.step += 1
-            self.seconds = before + time.monotonic() - started
+            now = time.monotonic()
+            self.seconds = before + now - started
             if self.step % LOG_STEPS == 0:
-                values = torch.stack(sums).mean(dim=0).tolist()
-                rate = LOG_STEPS * batches.batch
-                self._report(values, rate, on_log)
+                self._report(torch.stack(sums).mean(dim=0).tolist(), on_log)
                 sums.clear()
-            if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            if checkpoint and now - saved > CHECKPOINT_SECONDS:
                 self.save(checkpoint)
-                saved = time.monotonic()
+                saved = now
+            if stop_after is not None and now - started > 60 * stop_after:
+                break
         if checkpoint:
             self.save(checkpoint)
+        return finished
 
     def _step(self, pixels: Tensor, generator: torch.Generator, compute: Any) -> Tensor:
         self._set_rates()
@@ -136,13 +141,12 @@ class Trainer:
         live = [p.detach() for p in self.model.parameters()]
         torch._foreach_lerp_(list(self.average.values()), live, 1 - decay)
 
-    def _report(self, values: list[float], crops: int, on_log: Callable[[dict[str, Any]], None] | None) -> None:
-        done = progress(self.recipe.schedule, self.step, self.seconds)
-        names = ("loss", "mse", "y_bpp", "z_bpp")
-        record = {"step": self.step, "seconds": round(self.seconds, 1), "progress": round(done, 4)}
-        record |= {k: round(v, 5) for k, v in zip(names, values, strict=True)}
+    def _report(self, values: list[float], on_log: Callable[[dict[str, Any]], None] | None) -> None:
         if not math.isfinite(values[0]):
             raise FloatingPointError(f"the loss is not finite at step {self.step}")
+        record = {"step": self.step, "seconds": round(self.seconds, 1)}
+        record["progress"] = round(progress(self.recipe.schedule, self.step, self.seconds), 4)
+        record |= {k: round(v, 5) for k, v in zip(("loss", "mse", "y_bpp", "z_bpp"), values, strict=True)}
         if on_log:
             on_log(record)
 
@@ -189,13 +193,3 @@ def initialise_priors(model: HyperpriorModel, pixels: Tensor) -> None:
         model.z_inverse_gain[stop] = inverse
         model.z_mean[stop] = z_mean / inverse
         model.z_index[stop] = math.log(deviation / SCALE_MIN) / SCALE_STEP / INDEX_GAIN
-
-
-def append_json(path: Path) -> Callable[[dict[str, Any]], None]:
-    """A log callback that appends one JSON line a record."""
-
-    def write(record: dict[str, Any]) -> None:
-        with suppress(OSError), path.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(record) + "\n")
-
-    return write

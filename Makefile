@@ -1,0 +1,37 @@
+# make demo   save and open photographs, beside JPEG, WebP and AVIF
+# make test   the test suite        make lint   ruff and mypy
+# make bench  the benchmark; make bench DIR=folder for other images than Kodak
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGES ?=
+DIR ?= ../shared/data/kodak
+REFERENCE := $(wildcard ../shared/data/reference/kodak)
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py $(IMAGES)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/lic bench $(DIR) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
+
+# torch comes first and alone: resolved together with the rest, pip may take the CUDA build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[imageio,bench,demo,dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo bench-results dist build

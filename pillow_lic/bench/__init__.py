@@ -1,0 +1,1 @@
+"""The benchmark: real files of several codecs, their sizes, distortions and times."""

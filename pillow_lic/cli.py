@@ -1,0 +1,239 @@
+"""The command ``lic``: info, convert, bench, train.
+
+Results go to stdout, messages and progress to stderr.  Exit codes: 0 success, 1 failure, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import pillow_lic
+from pillow_lic import container
+from pillow_lic.options import EncoderOptions, options_from, quality_of
+
+EXTENSION = ".lic"
+
+
+class UsageError(Exception):
+    """The command line asks for something that makes no sense: exit code 2."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except UsageError as error:
+        print(f"lic {args.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, ValueError, TypeError, ImportError, Image.DecompressionBombError) as error:
+        print(f"lic {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"lic {args.command}: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lic", description="Learned image codec: .lic files.")
+    parser.add_argument("--version", action="version", version=f"pillow-lic {pillow_lic.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    info = commands.add_parser("info", help="show what a .lic file holds", description=_info.__doc__)
+    info.add_argument("files", nargs="+", metavar="FILE")
+    info.add_argument("--verify", action="store_true", help="compare the checksums of the whole file too")
+    info.set_defaults(run=_info)
+
+    convert = commands.add_parser("convert", help="convert to or from .lic", description=_convert.__doc__)
+    convert.add_argument("source", metavar="SOURCE", help="any image that Pillow opens, or a .lic file")
+    convert.add_argument("target", metavar="TARGET", help="its extension decides the format")
+    _add_encoder_options(convert)
+    convert.set_defaults(run=_convert)
+
+    bench = commands.add_parser("bench", help="compare codecs on a folder of images", description=_bench.__doc__)
+    bench.add_argument("folder", metavar="DIR", help="images to code, searched recursively")
+    bench.add_argument("--codecs", nargs="+", metavar="NAME", help="besides lic: jpeg webp avif jpeg2000 jpegxl heic")
+    bench.add_argument("--output", default="bench-results", metavar="DIR", help="JSON and plots (%(default)s)")
+    bench.add_argument("--reference", metavar="DIR", help="published curves for the plot, in CompressAI's layout")
+    bench.add_argument("--model", default="mse", help="model to encode with (%(default)s)")
+    bench.set_defaults(run=_bench)
+
+    train = commands.add_parser("train", help="train a model", description=_train.__doc__)
+    train.add_argument("recipe", metavar="RECIPE", help="a .toml file; see docs/training.md")
+    train.add_argument("--data", required=True, metavar="DIR", help="training images, searched recursively")
+    train.add_argument("--validation", metavar="DIR", help="images to measure the result on")
+    train.add_argument("--output", default="model.safetensors", metavar="FILE", help="(%(default)s)")
+    train.add_argument("--run", dest="folder", default="runs", metavar="DIR",
+                       help="checkpoint and log; a run found there is continued (%(default)s)")  # fmt: skip
+    train.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    train.add_argument("--threads", type=int, help="CPU threads (all cores)")
+    train.add_argument("--max-steps", type=int, metavar="N", help="dry run: stop after N steps")
+    train.add_argument("--stop-after", type=float, metavar="MINUTES",
+                       help="end this call early with a checkpoint; call again to go on")  # fmt: skip
+    train.set_defaults(run=_train)
+    return parser
+
+
+def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("encoder options (for a .lic target)")
+    group.add_argument("--quality", type=float, help="1 (smallest) to 8 (best); default 4")
+    group.add_argument("--context", help="context model: none, auto")
+    group.add_argument("--quantizer", help="scalar")
+    group.add_argument("--effort", type=int, help="0")
+    group.add_argument("--model", help="an installed model's name or a .safetensors file; default mse")
+    group.add_argument("--device", help="cpu, cuda, cuda:N; default: CUDA where there is one")
+
+
+def _encoder_options(args: argparse.Namespace) -> EncoderOptions:
+    names = ("quality", "context", "quantizer", "effort", "model", "device")
+    try:
+        return options_from({n: getattr(args, n) for n in names if getattr(args, n) is not None})
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _info(args: argparse.Namespace) -> None:
+    """Print size, coding and metadata of .lic files."""
+    from pillow_lic import codec
+
+    for name in args.files:
+        with open(name, "rb") as fp:
+            if args.verify:
+                codec.verify(fp)
+                fp.seek(0)
+            try:
+                reader = container.Reader(fp)
+            except SyntaxError:
+                raise OSError(f"{name} is not a LIC file") from None
+            header, metadata = reader.header, reader.metadata()
+        size = os.path.getsize(name)
+        rows = {
+            "size": f"{header.width} x {header.height}, {header.mode}",
+            "file": f"{size} bytes, {8 * size / (header.width * header.height):.4f} bpp",
+            "quality": f"{quality_of(header.quality_code):g}",
+            "coding": f"context {header.context}, quantizer {header.quantizer}",
+            "tiles": f"{header.tiles} of {header.tile} pixels" if header.tile else "1",
+            "model": header.model_id.hex(),
+            "metadata": ", ".join(f"{k} ({len(v)} bytes)" for k, v in metadata.items()) or "none",
+        }
+        print(name)
+        for key, value in rows.items():
+            print(f"  {key:<9} {value}")
+        if args.verify:
+            print("  checksums right")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    """Convert an image to or from .lic; EXIF, ICC profile and XMP go along."""
+    source, target = Path(args.source), Path(args.target)
+    if target.suffix.lower() not in Image.registered_extensions():
+        raise UsageError(f"no format has the extension {target.suffix!r}")
+    options: dict[str, Any] = {}
+    if target.suffix.lower() == EXTENSION:
+        opts = _encoder_options(args)
+        options = {n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "model", "device")}
+    with Image.open(source) as image:
+        options |= {k: image.info[k] for k in ("exif", "icc_profile", "xmp") if image.info.get(k)}
+        image.load()
+        if target.suffix.lower() == EXTENSION and image.mode not in container.MODES:
+            image = _supported(image, source)
+        _save_atomically(image, target, options)
+        area = image.width * image.height
+    before, after = source.stat().st_size, target.stat().st_size
+    print(f"{source} -> {target}: {before} -> {after} bytes, {8 * after / area:.4f} bpp")
+
+
+def _supported(image: Image.Image, source: Path) -> Image.Image:
+    """The image in a mode that LIC holds; ``ValueError`` if that would lose transparency."""
+    if image.has_transparency_data:
+        raise ValueError(f"{source} has transparency, which LIC does not hold in this version; flatten it first")
+    grey = image.mode in ("1", "I", "I;16", "F")
+    print(f"lic convert: {source} has mode {image.mode}; written as {'L' if grey else 'RGB'}", file=sys.stderr)
+    return image.convert("L" if grey else "RGB")
+
+
+def _save_atomically(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
+    """Write beside the target and rename: the target is the old file or the whole new one."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        image.save(partial, **options)
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _bench(args: argparse.Namespace) -> None:
+    """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
+    from tqdm import tqdm
+
+    from pillow_lic.bench import codecs, measure, report
+
+    pillow_lic.set_defaults(model=args.model)
+    try:
+        selected = codecs.chosen(args.codecs)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with tqdm(unit="file", desc="bench", delay=2) as bar:
+
+        def on_step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        measurements = measure.measure_folder(args.folder, selected, on_step)
+    points = {c.name: measure.mean_points(measurements, c) for c in selected}
+    for codec in selected:
+        print(report.points_text(codec, points[codec.name]) + "\n")
+    output = Path(args.output)
+    report.write_json(output, selected, measurements)
+    published = report.published_curves(Path(args.reference)) if args.reference else {}
+    psnr = {name: report.psnr_curve(p) for name, p in points.items()}
+    similarity = {name: report.ms_ssim_curve(p) for name, p in points.items()}
+    others = {name: curve for name, curve in psnr.items() if name != "LIC"}
+    table = report.bd_table(psnr["LIC"], others | published)
+    table_similarity = report.bd_table(similarity["LIC"], {n: c for n, c in similarity.items() if n != "LIC" and c})
+    print(report.bd_text(codecs.LIC.describe(), table, table_similarity))
+    if "AVIF" in others:
+        by_image = sorted(report.per_image_bd(measurements, "AVIF").items(), key=lambda item: item[1])
+        print(f"against AVIF by image: best {by_image[0][1]:+.1f} % ({by_image[0][0]}), "
+              f"worst {by_image[-1][1]:+.1f} % ({by_image[-1][0]})")  # fmt: skip
+    title = f"{len({m.image for m in measurements})} images of {Path(args.folder).name}"
+    report.write_plot(output / "psnr.png", psnr | published, "PSNR, dB", title)
+    if similarity["LIC"]:
+        report.write_plot(output / "ms-ssim.png", {n: c for n, c in similarity.items() if c}, "MS-SSIM, dB", title)
+    print(f"results in {output}", file=sys.stderr)
+
+
+def _train(args: argparse.Namespace) -> None:
+    """Train a model on a folder of images and write it with its manifest."""
+    from pillow_lic.training.recipe import load_recipe
+    from pillow_lic.training.run import train
+
+    try:
+        recipe = load_recipe(args.recipe)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if args.max_steps is not None:
+        recipe = recipe.limited(args.max_steps)
+    train(recipe, args.data, Path(args.output), Path(args.folder), validation=args.validation,
+          device=args.device, threads=args.threads, stop_after=args.stop_after)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

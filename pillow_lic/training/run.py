@@ -1,0 +1,153 @@
+"""``lic train``: from a recipe and a folder of images to a model file with its manifest."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pillow_lic import codec, container
+from pillow_lic.container import Header
+from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
+from pillow_lic.models.loading import load_model
+from pillow_lic.options import EncoderOptions
+from pillow_lic.training import export, validate
+from pillow_lic.training.loop import Trainer, progress
+from pillow_lic.training.recipe import Recipe
+
+TABLE_IMAGES = 400
+COST_IMAGES = 3
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path,
+    output: Path,
+    folder: Path,
+    *,
+    validation: str | Path | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    stop_after: float | None = None,
+) -> bool:
+    """Train, or go on training, and write the model once the schedule is finished.
+
+    ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``.  Returns False if ``stop_after`` ended
+    the call first.  Raises ``OSError`` for missing folders, ``ValueError`` for images too small.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
+    folder.mkdir(parents=True, exist_ok=True)
+    _say(f"decoding the images of {data}")
+    trainer = Trainer(recipe, data, device)
+    checkpoint = folder / "checkpoint.pt"
+    if checkpoint.exists():
+        trainer.restore(checkpoint)
+        _say(f"continuing at step {trainer.step}, {trainer.seconds / 60:.1f} minutes done")
+    with _Log(folder / "log.jsonl", recipe) as log:
+        finished = trainer.train(checkpoint, log.write, stop_after)
+        if not finished:
+            _say(f"stopped at step {trainer.step}; the same command goes on from {checkpoint}")
+            return False
+        results = finish(trainer.averaged_model().cpu(), recipe, data, output, validation)
+        log.write({"step": trainer.step, **results})
+    about = {"step": trainer.step, "minutes": round(trainer.seconds / 60, 1), "device": _device_name(device)}
+    export.write_manifest(output.with_suffix(".json"), manifest(recipe, output, data, about, results))
+    _say(f"wrote {output} and {output.with_suffix('.json')}")
+    return True
+
+
+def finish(
+    model: HyperpriorModel, recipe: Recipe, data: str | Path, output: Path, validation: str | Path | None
+) -> dict[str, float]:
+    """Make the integer network and its tables, write the model, and measure it."""
+    export.write_model(model, output, export.make_tables(), skip=0)
+    _say(f"measuring the symbols of {TABLE_IMAGES} training images for the probability tables")
+    counts = export.count_magnitudes(seen_symbols(output, data, TABLE_IMAGES))
+    export.write_model(model, output, export.make_tables(counts))
+    if validation is None:
+        return {}
+    _say("measuring the model on the validation images")
+    images = validate.validation_images(validation)
+    curve = validate.estimated_curve(model, images)
+    results = {"validation_bd_rate_jpeg": validate.bd_rate(validate.jpeg_curve(images), curve)}
+    results["integer_cost_percent"] = validate.conversion_cost(model, images[:COST_IMAGES])
+    for stop, (bpp, psnr) in zip(validate.STOPS, curve, strict=True):
+        results |= {f"validation_bpp_{stop}": bpp, f"validation_psnr_{stop}": psnr}
+    return {k: round(v, 4) for k, v in results.items()}
+
+
+def seen_symbols(path: Path, data: str | Path, count: int) -> Any:
+    """(symbols, table indices) of training images, coded with a model that skips nothing."""
+    model = load_model(str(path))
+    for pixels, quality in tqdm(validate.crops_for_tables(data, count), total=count, delay=2, desc="tables"):
+        code = EncoderOptions(quality=quality).quality_code
+        header = Header(pixels.shape[1], pixels.shape[0], "RGB", model.identity, code)
+        with torch.inference_mode():
+            for tile in codec.analyse(model, pixels, header, torch.device("cpu")):
+                yield tile.y, tile.y_index
+                yield tile.z, tile.z_index
+
+
+def manifest(
+    recipe: Recipe, output: Path, data: str | Path, about: dict[str, Any], results: dict[str, float]
+) -> dict[str, Any]:
+    """What people want to know of a model: where it comes from and what it achieves."""
+    sources = Path(data) / "SOURCES.md"
+    return {
+        "name": output.stem,
+        "identity": load_model(str(output)).identity.hex(),
+        "format": export.FORMAT,
+        "container": container.VERSION,
+        "recipe": recipe.as_dict(),
+        "scales": SCALES,
+        "training": {
+            **about,
+            "finished": datetime.now(UTC).date().isoformat(),
+            "torch": torch.__version__,
+            "sources": "docs/training-data.md" if sources.exists() else str(Path(data).name),
+        },
+        "results": results,
+    }
+
+
+class _Log:
+    """Appends records to a JSON-lines file and shows the run on a progress bar."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self._path, self._recipe = path, recipe
+
+    def __enter__(self) -> _Log:
+        self._file = self._path.open("a", encoding="utf-8")
+        self._bar = tqdm(total=100, unit="%", desc=self._recipe.name, bar_format="{l_bar}{bar}| {elapsed}{postfix}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self._file.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if "loss" in record:
+            done = progress(self._recipe.schedule, record["step"], record["seconds"])
+            self._bar.n = round(100 * min(1.0, done), 1)
+            self._bar.set_postfix(step=record["step"], loss=record["loss"])
+
+
+def _device_name(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)

@@ -1,0 +1,119 @@
+"""What a network achieves on a folder of images, and what its conversion to integers costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pillow_lic.bench.codecs import JPEG, decode
+from pillow_lic.bench.metrics import bd_rate, psnr
+from pillow_lic.entropy.exact import QUALITY_ONE, ExactHyperSynthesis
+from pillow_lic.entropy.tables import Tables
+from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
+from pillow_lic.models.transforms import QUALITIES
+from pillow_lic.pixels import Pixels
+from pillow_lic.quantizers import scalar
+from pillow_lic.training.data import image_files, load_rgb
+from pillow_lic.training.export import exact_tensors, make_tables
+from pillow_lic.training.losses import forward
+
+Curve = list[tuple[float, float]]
+
+STOPS = tuple(range(1, QUALITIES + 1))
+SIDE_UNIT = 64
+
+
+def validation_images(folder: str | Path, limit: int | None = None) -> list[Pixels]:
+    """Images of a folder, cut to sides that are multiples of 64, which the estimate needs."""
+    found = []
+    for file in image_files(folder)[:limit]:
+        pixels = load_rgb(file)
+        h, w = (n // SIDE_UNIT * SIDE_UNIT for n in pixels.shape[:2])
+        if h and w:
+            found.append(pixels[:h, :w])
+    return found
+
+
+@torch.no_grad()
+def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels]) -> Curve:
+    """(bpp by ideal code length, PSNR of rounded pixels) at the eight stops, means over images."""
+    model.eval()
+    device = next(model.parameters()).device
+    curve = []
+    for stop in STOPS:
+        rates, distortions = [], []
+        for pixels in images:
+            x = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() - 127.5
+            outcome = forward(model, x, torch.tensor([float(stop)], device=device), noise=False)
+            rates.append(float(outcome.y_bpp + outcome.z_bpp))
+            distortions.append(10 * float(torch.log10(255**2 / outcome.mse)))
+        curve.append((fmean(rates), fmean(distortions)))
+    return curve
+
+
+def jpeg_curve(images: Sequence[Pixels]) -> Curve:
+    """The same for JPEG, from real files: the anchor that is quick to make anywhere."""
+    curve = []
+    for setting in JPEG.values:
+        rates, distortions = [], []
+        for pixels in images:
+            data = JPEG.encode(Image.fromarray(pixels), setting)
+            rates.append(8 * len(data) / (pixels.shape[0] * pixels.shape[1]))
+            distortions.append(psnr(pixels, np.asarray(decode(data))))
+        curve.append((fmean(rates), fmean(distortions)))
+    return curve
+
+
+def against_jpeg(model: HyperpriorModel, images: Sequence[Pixels], anchor: Curve) -> float:
+    """BD-rate in % against JPEG, by estimate."""
+    return bd_rate(anchor, estimated_curve(model, images))
+
+
+@torch.no_grad()
+def conversion_cost(model: HyperpriorModel, images: Sequence[Pixels]) -> float:
+    """How much longer, in %, ideal codes get when h_s computes in integers with tables.
+
+    Latents are the same on both sides; nothing is skipped and the tables are Gaussian, so that
+    the difference is what rounding weights, means and scales costs, and nothing else.
+    """
+    model.eval()
+    exact = ExactHyperSynthesis(exact_tensors(model), SCALES)
+    tables = Tables(*make_tables(), skip=0)
+    bits_float = bits_integer = 0.0
+    for pixels in images:
+        for stop in STOPS:
+            one, other = _bits(model, exact, tables, pixels, stop)
+            bits_float, bits_integer = bits_float + one, bits_integer + other
+    return 100 * (bits_integer / bits_float - 1)
+
+
+def _bits(
+    model: HyperpriorModel, exact: ExactHyperSynthesis, tables: Tables, pixels: Pixels, stop: int
+) -> tuple[float, float]:
+    """Bits of y and z with the float network and with the integer one."""
+    x = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() - 127.5
+    quality, code = torch.tensor([float(stop)]), (stop - 1) * QUALITY_ONE
+    outcome = forward(model, x, quality, noise=False)
+    in_float = float(outcome.y_bpp + outcome.z_bpp) * x.shape[2] * x.shape[3]
+    y = model.analysis(x, quality) * model.gains(quality)[0]
+    inverse, z_mean, _ = model.z_prior(quality)
+    z = (model.hyper_analysis(y, quality) / inverse - z_mean).round()[0].numpy().astype(np.int16)
+    z_index = np.broadcast_to(exact.z_prior(code)[2][:, None, None], z.shape)
+    mean, index = exact(z, code)
+    symbols = scalar.quantise(y[0], mean, index, skip=0).numpy()
+    total = tables.bits(z, z_index).sum() + tables.bits(symbols, index.numpy()).sum()
+    return in_float, float(total)
+
+
+def crops_for_tables(folder: str | Path, count: int, seed: int = 0) -> Iterator[tuple[Pixels, float]]:
+    """Images in random order, each with a random quality, to see what symbols tables meet."""
+    rng = np.random.default_rng(seed)
+    files = image_files(folder)
+    for n in range(count):
+        pixels = load_rgb(files[int(rng.integers(len(files)))])[:512, :512]
+        yield pixels, 1 + (QUALITIES - 1) * (n + float(rng.random())) / count

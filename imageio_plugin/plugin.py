@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from imageio.core.request import URI_BYTES, InitializationError, IOMode, Request
 from imageio.core.v3_plugin_api import ImageProperties, PluginV3
-from imageio.plugins.pillow import exif_orientation_transform
 from numpy.typing import ArrayLike, NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from pillow_lic import container, options
 from pillow_lic.plugin import info_of
@@ -53,12 +52,13 @@ class LicPlugin(PluginV3):
         if index is Ellipsis:
             return np.stack(builtins.list(self.iter(mode=mode, rotate=rotate)))
         self._check_index(index)
-        pixels = self._frame()
+        image = Image.fromarray(self._frame())
         if mode is not None:
-            pixels = np.asarray(Image.fromarray(pixels).convert(mode))
+            image = image.convert(mode)
         if rotate:
-            pixels = exif_orientation_transform(self._orientation(), mode or "RGB")(pixels)
-        return np.array(pixels)
+            image.getexif()[ExifTags.Base.Orientation] = self._orientation()
+            image = ImageOps.exif_transpose(image)
+        return np.array(image)
 
     def iter(self, *, mode: str | None = None, rotate: bool = False) -> Iterator[Pixels]:
         """Every frame in turn."""

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pillow_lic
+
+pillow_lic.register_lic_opener()
+
+IMAGES = Path(__file__).parent / "images"
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+torch.set_num_threads(2)
+
+
+def load(name: str) -> Image.Image:
+    with Image.open(IMAGES / f"{name}.png") as image:
+        image.load()
+        return image
+
+
+def coded(image: Image.Image, **options: object) -> bytes:
+    out = BytesIO()
+    image.save(out, "LIC", **options)
+    return out.getvalue()
+
+
+def pixels_of(data: bytes) -> np.ndarray:
+    with Image.open(BytesIO(data)) as image:
+        return np.asarray(image)
+
+
+def psnr(a: object, b: object) -> float:
+    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    return float(10 * np.log10(255**2 / np.mean(difference**2)))
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    return load("astronaut")
+
+
+@pytest.fixture
+def grey() -> Image.Image:
+    return load("camera")
+
+
+@pytest.fixture
+def small(photo: Image.Image) -> Image.Image:
+    return photo.crop((80, 40, 140, 90))
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    if not DATA.is_dir():
+        pytest.skip("needs the photographs in ../shared/data")
+    return DATA

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import IMAGES, psnr
+from PIL import ExifTags, Image
+
+from pillow_lic.cli import main
+
+
+@pytest.fixture
+def source(photo: Image.Image, tmp_path: Path) -> Path:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    path = tmp_path / "photo.png"
+    photo.save(path, exif=exif)
+    return path
+
+
+def test_convert_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, back = tmp_path / "x.lic", tmp_path / "out.png"
+    assert main(["convert", str(source), str(target), "--quality", "5"]) == 0
+    assert main(["convert", str(target), str(back)]) == 0
+    out = capsys.readouterr().out
+    assert f"{target.stat().st_size} bytes, {8 * target.stat().st_size / (256 * 192):.4f} bpp" in out
+    with Image.open(back) as image, Image.open(source) as original:
+        assert psnr(image, original) > 32
+        assert image.getexif()[ExifTags.Base.Artist] == "somebody"
+    assert {p.name for p in tmp_path.iterdir()} == {"photo.png", "x.lic", "out.png"}
+
+
+def test_info(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "x.lic"
+    main(["convert", str(source), str(target), "--quality", "2.5"])
+    capsys.readouterr()
+    assert main(["info", "--verify", str(target)]) == 0
+    out = capsys.readouterr().out
+    for part in ("256 x 192, RGB", " bpp", "2.5", "context none", "exif (", "checksums right"):
+        assert part in out
+
+
+def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "x.lic"
+    main(["convert", str(source), str(target)])
+    target.write_bytes(target.read_bytes()[:-9])
+    cases = [
+        (["info", str(source)], 1, "is not a LIC file"),
+        (["info", str(tmp_path / "none.lic")], 1, "No such file"),
+        (["info", "--verify", str(target)], 1, "truncated"),
+        (["convert", str(target), str(tmp_path / "y.png")], 1, "truncated"),
+        (["convert", str(source), str(tmp_path / "y.lic"), "--quality", "12"], 2, "quality must be"),
+        (["convert", str(source), str(tmp_path / "y.lic"), "--context", "magic"], 2, "context must be"),
+        (["convert", str(source), str(tmp_path / "y.xyz")], 2, "no format"),
+        (["convert", str(source), str(tmp_path / "y.lic"), "--model", "none"], 1, "no model 'none'"),
+        (["bench", str(tmp_path / "nowhere")], 1, "no images"),
+        (["bench", str(tmp_path), "--codecs", "gif"], 2, "no codec 'gif'"),
+    ]
+    for argv, code, message in cases:
+        assert main(argv) == code, argv
+        captured = capsys.readouterr()
+        assert message in captured.err
+    assert {p.name for p in tmp_path.iterdir()} == {"photo.png", "x.lic"}
+
+
+def test_usage_errors_exit_with_two() -> None:
+    for argv in ([], ["unknown"], ["convert", "one"]):
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+        assert caught.value.code == 2
+
+
+def test_a_failed_conversion_keeps_the_old_file(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x.lic"
+    assert main(["convert", str(source), str(target)]) == 0
+    before = target.read_bytes()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pillow_lic.codec.encode", interrupted)
+    assert main(["convert", str(source), str(target)]) == 1
+    assert target.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"photo.png", "x.lic"}
+
+
+def test_modes_that_lic_does_not_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("CMYK", (20, 20)).save(tmp_path / "c.jpg")
+    assert main(["convert", str(tmp_path / "c.jpg"), str(tmp_path / "c.lic")]) == 0
+    assert "mode CMYK; written as RGB" in capsys.readouterr().err
+    Image.new("RGBA", (20, 20)).save(tmp_path / "a.png")
+    assert main(["convert", str(tmp_path / "a.png"), str(tmp_path / "a.lic")]) == 1
+    assert "transparency" in capsys.readouterr().err
+
+
+def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with Image.open(IMAGES / "astronaut.png") as image:
+        image.crop((0, 0, 176, 176)).save(folder / "a.png")
+    output = tmp_path / "results"
+    assert main(["bench", str(folder), "--codecs", "jpeg", "webp", "--output", str(output)]) == 0
+    out = capsys.readouterr().out
+    assert "BD-rate of LIC" in out
+    results = json.loads((output / "lic.json").read_text())["results"]
+    assert results["q"] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert all(np.diff(results["bpp"]) > 0)
+    assert all(np.diff(results["psnr-rgb"]) > 0)
+    every = json.loads((output / "measurements.json").read_text())
+    first = next(m for m in every if m["codec"] == "LIC" and m["setting"] == 1)
+    assert first["bpp"] == pytest.approx(8 * first["bytes"] / 176**2)
+    assert {p.name for p in output.iterdir()} >= {"jpeg.json", "webp.json", "psnr.png", "ms-ssim.png"}
+
+
+def test_dry_run_of_training(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('name = "t"\n[schedule]\nsteps = 9\n[typo]\n')
+    argv = ["train", str(recipe), "--data", str(IMAGES), "--output", str(tmp_path / "m.safetensors")]
+    assert main([*argv, "--run", str(tmp_path / "run")]) == 2

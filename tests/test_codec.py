@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from conftest import coded, load, pixels_of, psnr
+from PIL import Image
+
+from pillow_lic import codec, container
+from pillow_lic.models.loading import load_model
+from pillow_lic.options import EncoderOptions
+from pillow_lic.pixels import latent_size, tiles_of
+from pillow_lic.training import export
+
+CPU = torch.device("cpu")
+
+
+def symbols_of(data: bytes) -> list[np.ndarray]:
+    fp = BytesIO(data)
+    reader = container.Reader(fp)
+    reader.metadata()
+    fp.seek(reader.frames_at)
+    header = reader.header
+    tiles = tiles_of(header.width, header.height, header.tile)
+    found = []
+    with torch.inference_mode():
+        for tile, part in zip(tiles, next(reader.frames()), strict=True):
+            z, y, _ = codec.decode_symbols(load_model("mse"), header, tile, part, CPU)
+            found += [z, y]
+    return found
+
+
+def test_photographs_come_back_well(photo: Image.Image) -> None:
+    low, high = coded(photo, quality=1), coded(photo, quality=8)
+    assert len(low) < len(high) / 4
+    assert psnr(photo, pixels_of(low)) > 25
+    assert psnr(photo, pixels_of(high)) > 36
+
+
+def test_a_smaller_file_than_jpeg_of_the_same_quality(photo: Image.Image) -> None:
+    data = coded(photo, quality=3)
+    ours = psnr(photo, pixels_of(data))
+    for quality in range(1, 100):
+        out = BytesIO()
+        photo.save(out, "JPEG", quality=quality, optimize=True, progressive=True)
+        if psnr(photo, Image.open(out)) >= ours:
+            break
+    assert len(data) < 0.8 * len(out.getvalue())
+
+
+def test_size_and_distortion_rise_with_quality(photo: Image.Image) -> None:
+    files = [coded(photo, quality=1 + 7 * n / 10) for n in range(11)]
+    sizes, values = [len(f) for f in files], [psnr(photo, pixels_of(f)) for f in files]
+    assert sizes == sorted(sizes)
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (17, 63), (64, 64), (65, 129), (2, 2)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_any_size(size: tuple[int, int], mode: str) -> None:
+    image = load("astronaut").resize(size).convert(mode)
+    data = coded(image, quality=6)
+    with Image.open(BytesIO(data)) as back:
+        assert (back.size, back.mode) == (size, mode)
+        assert psnr(image, back) > 24
+
+
+def test_grey_stays_grey(grey: Image.Image) -> None:
+    back = pixels_of(coded(grey, quality=6))
+    assert back.shape == (200, 200)
+    assert psnr(grey, back) > 33
+
+
+def test_coding_twice_gives_the_same_bytes(photo: Image.Image) -> None:
+    assert coded(photo, quality=2.7) == coded(photo, quality=2.7)
+
+
+def test_tiles_leave_no_seam(photo: Image.Image) -> None:
+    whole, tiled = coded(photo, quality=3, tile=0), coded(photo, quality=3, tile=64)
+    assert container.Reader(BytesIO(tiled)).header.tiles == 12
+    a, b = pixels_of(whole).astype(int), pixels_of(tiled).astype(int)
+    assert psnr(photo, b) > psnr(photo, a) - 0.15
+    # Columns next to a seam are about as good as the same ones of the whole picture.
+    original = np.asarray(photo, int)
+    seam = [x for x in range(1, 255) if x % 64 in (63, 0)]
+    errors = [((picture - original)[:, seam] ** 2).mean() for picture in (a, b)]
+    assert errors[1] < 1.1 * errors[0]
+
+
+def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None:
+    """With the same latents, tiles with margins give the very pixels of one large tile."""
+    model = load_model("mse")
+    header = container.Header(256, 192, "RGB", model.identity, 600)
+    array = np.asarray(photo)
+    rng = np.random.default_rng(0)
+    h, w = latent_size(192), latent_size(256)
+    y = torch.from_numpy(rng.normal(size=(model.arch.latents, h, w)).astype(np.float32)) * 20
+    whole, tiled = np.empty_like(array), np.empty_like(array)
+    with torch.inference_mode():
+        codec._put_tile(model, header, next(iter(tiles_of(256, 192, 0))), {0: y}, whole)
+        split = container.Header(256, 192, "RGB", model.identity, 600, tile=64)
+        rows = {n: y[:, 4 * n : 4 * n + 4] for n in range(3)}
+        for tile in tiles_of(256, 192, 64):
+            codec._put_tile(model, split, tile, rows, tiled)
+    assert np.abs(whole.astype(int) - tiled).max() <= 1
+
+
+def test_large_pictures_are_tiled_by_default(photo: Image.Image) -> None:
+    large = photo.resize((1280, 900))
+    data = coded(large, quality=2)
+    assert container.Reader(BytesIO(data)).header.tile == 512
+    assert psnr(large, pixels_of(data)) > 30
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_symbols_do_not_depend_on_threads_or_precision(
+    photo: Image.Image, precision: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = coded(photo, quality=4)
+    expected, picture = symbols_of(data), pixels_of(data)
+    monkeypatch.setenv("PILLOW_LIC_PRECISION", precision)
+    codec.block_dtype.cache_clear()
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        found = symbols_of(data)
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert np.abs(pixels_of(data).astype(int) - picture).max() <= 2
+        assert np.abs(pixels_of(data).astype(int) - picture).mean() < 0.1
+    finally:
+        torch.set_num_threads(before)
+        codec.block_dtype.cache_clear()
+
+
+def test_symbols_do_not_depend_on_the_callers_torch_settings(photo: Image.Image) -> None:
+    data = coded(photo, quality=4)
+    expected, picture = symbols_of(data), pixels_of(data)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = symbols_of(data)
+            inside = pixels_of(data)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert np.abs(inside.astype(int) - picture).max() <= 1
+
+
+def test_saving_inside_autocast_and_grad_changes_nothing(photo: Image.Image) -> None:
+    expected = coded(photo, quality=4)
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        assert coded(photo, quality=4) == expected
+    assert torch.is_grad_enabled()
+
+
+def test_stream_is_close_to_the_ideal_length(photo: Image.Image) -> None:
+    model = load_model("mse")
+    large = np.asarray(photo.resize((768, 512)))
+    header = container.Header(768, 512, "RGB", model.identity, 600)
+    with torch.inference_mode():
+        (tile,) = codec.analyse(model, large, header, CPU)
+        ideal = (model.tables.bits(tile.z, tile.z_index).sum() + model.tables.bits(tile.y, tile.y_index).sum()) / 8
+        real = len(codec._pack(model, tile)) - 4
+    assert ideal <= real <= 1.005 * ideal + 4
+
+
+def test_a_file_of_another_model_says_so(small: Image.Image, tmp_path: object) -> None:
+    data = bytearray(coded(small))
+    header = container.Reader(BytesIO(data)).header
+    other = container.Header(header.width, header.height, "RGB", b"\1\2\3\4\5\6\7\x08", header.quality_code)
+    fp = BytesIO(data)
+    reader = container.Reader(fp)
+    reader.metadata()
+    fp.seek(reader.frames_at)
+    changed = container.write(other, {}, list(reader.frames()))
+    with Image.open(BytesIO(changed)) as image, pytest.raises(OSError, match="0102030405060708, which is not installed"):
+        image.load()
+
+
+def test_a_model_that_is_not_installed_cannot_encode(small: Image.Image) -> None:
+    with pytest.raises(ValueError, match="no model 'nope' is installed; there are: .*mse"):
+        coded(small, model="nope")
+    with pytest.raises(ValueError, match=r"no model file /nowhere/x\.safetensors"):
+        coded(small, model="/nowhere/x.safetensors")
+
+
+def test_a_file_that_is_no_model_is_refused(small: Image.Image, tmp_path: object) -> None:
+    path = tmp_path / "bad.safetensors"  # type: ignore[operator]
+    path.write_bytes(b"not a model at all")
+    with pytest.raises(ValueError, match="not a pillow-lic model"):
+        coded(small, model=str(path))
+
+
+def test_devices(small: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert coded(small, device="cpu")
+    with pytest.raises(ValueError, match="device must be"):
+        coded(small, device="toaster")
+    with pytest.raises(ValueError, match="does not exist"):
+        coded(small, device="cuda:99")
+    monkeypatch.setenv("PILLOW_LIC_DEVICE", "cuda:99")
+    with pytest.raises(ValueError, match="does not exist"):
+        coded(small)
+
+
+def test_pixels_of_other_kinds_are_refused() -> None:
+    opts = EncoderOptions()
+    with pytest.raises(TypeError, match="uint8"):
+        codec.encode(np.zeros((4, 4), np.float32), opts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="shape"):
+        codec.encode(np.zeros((4, 4, 4), np.uint8), opts)
+    with pytest.raises(ValueError, match="empty"):
+        codec.encode(np.zeros((0, 4), np.uint8), opts)
+
+
+def test_export_keeps_the_ladder_of_scales() -> None:
+    assert export.sigma_of(0) == pytest.approx(0.11)
+    assert export.sigma_of(63) == pytest.approx(60)

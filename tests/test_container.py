@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pillow_lic import container
+from pillow_lic.container import Header, Reader
+
+HEADER = Header(300, 200, "RGB", b"modelid8", 700)
+
+
+def read(data: bytes) -> tuple[Header, dict[str, bytes], list[list[bytes]]]:
+    fp = BytesIO(data)
+    reader = Reader(fp)
+    metadata = reader.metadata()
+    fp.seek(reader.frames_at)
+    return reader.header, metadata, list(reader.frames())
+
+
+headers = st.builds(
+    Header,
+    st.integers(1, container.MAX_SIDE),
+    st.integers(1, container.MAX_SIDE),
+    st.sampled_from(container.MODES),
+    st.binary(min_size=8, max_size=8),
+    st.integers(0, container.MAX_QUALITY_CODE),
+)
+
+
+@given(headers, st.binary(max_size=300), st.binary(max_size=300), st.binary(max_size=300))
+def test_round_trip(header: Header, exif: bytes, xmp: bytes, tile: bytes) -> None:
+    metadata = {"exif": exif, "xmp": xmp}
+    assert read(container.write(header, metadata, [[tile]])) == (header, metadata, [[tile]])
+
+
+@given(st.lists(st.binary(max_size=200), min_size=6, max_size=6))
+def test_tiles_come_back_one_by_one(tiles: list[bytes]) -> None:
+    header = replace(HEADER, tile=128)
+    assert header.tiles == 6
+    assert read(container.write(header, {}, [tiles]))[2] == [tiles]
+
+
+def test_overhead_of_a_small_picture_is_at_most_48_bytes() -> None:
+    # The tile's own four bytes of checksum included.
+    assert len(container.write(HEADER, {}, [[b"\0" * 4]])) <= 48
+
+
+def test_another_signature_is_not_ours() -> None:
+    with pytest.raises(SyntaxError):
+        Reader(BytesIO(b"\x89PNG\r\n\x1a\n" + b"\0" * 40))
+    assert not container.accept(b"\x89PNG")
+    assert container.accept(container.write(HEADER, {}, [[b""]])[:16])
+
+
+def test_text_mode_damage_shows() -> None:
+    data = container.write(HEADER, {}, [[b"abcd"]])
+    with pytest.raises(SyntaxError):
+        Reader(BytesIO(data.replace(b"\r\n", b"\n")))
+
+
+def test_a_later_version_is_named() -> None:
+    data = bytearray(container.write(HEADER, {}, [[b"abcd"]]))
+    data[8] = 2
+    with pytest.raises(OSError, match="version 2"):
+        Reader(BytesIO(data))
+
+
+def test_every_cut_is_an_error() -> None:
+    data = container.write(HEADER, {"exif": b"e" * 30}, [[b"abcd" * 10]])
+    for length in range(8, len(data)):
+        with pytest.raises(OSError, match=r"truncated|damaged"):
+            read(data[:length])
+
+
+def test_every_flipped_bit_is_an_error() -> None:
+    data = container.write(HEADER, {"exif": b"e" * 30}, [[b"abcd" * 10]])
+    for position in range(8, len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(OSError):  # noqa: PT011  (any message: each kind of damage has its own)
+                read(bytes(damaged))
+
+
+def test_unknown_chunks_are_skipped_if_their_name_begins_lower_case() -> None:
+    data = container.write(HEADER, {}, [[b"abcd"]])
+    start = data.index(b"FRAM")
+    extra = container._chunk(b"newx", b"whatever")
+    assert read(data[:start] + extra + data[start:])[2] == [[b"abcd"]]
+    critical = container._chunk(b"Newx", b"whatever")
+    with pytest.raises(OSError, match="needs a newer pillow-lic"):
+        read(data[:start] + critical + data[start:])
+
+
+def test_a_false_length_allocates_nothing() -> None:
+    data = container.write(HEADER, {}, [[b"abcd"]])
+    start = data.index(b"FRAM")
+    with pytest.raises(OSError, match="truncated"):
+        read(data[:start] + b"FRAM" + container.write_varint(2**31 - 1) + b"abc")
+    with pytest.raises(OSError, match="too large"):
+        read(data[:start] + b"FRAM" + container.write_varint(2**34))
+
+
+def test_metadata_that_unpack_to_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = container.write(HEADER, {"xmp": b"\0" * 5000}, [[b"abcd"]])
+    monkeypatch.setattr(container, "MAX_METADATA", 4000)
+    with pytest.raises(OSError, match="too long"):
+        read(data)
+    with pytest.raises(ValueError, match="at most 4000"):
+        container.write(HEADER, {"xmp": b"\0" * 5000}, [[b"abcd"]])
+
+
+def test_more_tiles_than_bytes_are_refused_before_they_are_counted() -> None:
+    header = replace(HEADER, width=2**24, height=2**24, tile=64)
+    good = container.write(replace(header, tile=0), {}, [[b"abcd"]])
+    start = good.index(b"FRAM")
+    head = container._chunk(b"HEAD", header.pack())
+    with pytest.raises(OSError, match="fewer bytes than tiles"):
+        read(good[:9] + head + good[start:])
+
+
+@pytest.mark.parametrize(
+    "change", [{"width": 0}, {"height": 2**25}, {"quality_code": 1793}, {"frames": 2}, {"tile": 2**26}]
+)
+def test_impossible_headers(change: dict[str, int]) -> None:
+    payload = replace(HEADER, **change).pack()  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="damaged"):
+        Header.unpack(payload)
+
+
+def test_codes_of_later_versions_are_named() -> None:
+    payload = bytearray(HEADER.pack())
+    payload[4] = 9
+    with pytest.raises(OSError, match="needs a newer"):
+        Header.unpack(bytes(payload))
+    payload[4:6] = bytes((1, 0x0F))
+    with pytest.raises(OSError, match="needs a newer"):
+        Header.unpack(bytes(payload))

@@ -1,0 +1,91 @@
+"""Damaged files end in an error, never in a wrong picture."""
+
+from __future__ import annotations
+
+import zlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from conftest import coded, pixels_of
+from PIL import Image, UnidentifiedImageError
+
+from pillow_lic import container
+
+
+def outcome(data: bytes) -> str:
+    """"error", or "picture" if something was decoded."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            image.load()
+    except (OSError, UnidentifiedImageError):
+        return "error"
+    return "picture"
+
+
+@pytest.fixture
+def tiny(small: Image.Image) -> bytes:
+    return coded(small.resize((24, 20)), quality=2, exif=b"Exif\0\0" + b"e" * 20)
+
+
+def test_every_flipped_byte(tiny: bytes) -> None:
+    for position in range(len(tiny)):
+        damaged = bytearray(tiny)
+        damaged[position] ^= 0xFF
+        assert outcome(bytes(damaged)) == "error", position
+
+
+def test_every_cut(tiny: bytes) -> None:
+    for length in range(len(tiny)):
+        assert outcome(tiny[:length]) == "error", length
+
+
+def with_payload(data: bytes, change: object) -> bytes:
+    """The file with its coded tile changed and every outer checksum made right again."""
+    fp = BytesIO(data)
+    reader = container.Reader(fp)
+    reader.metadata()
+    fp.seek(reader.frames_at)
+    (tile,) = next(reader.frames())
+    return container.write(reader.header, {}, [[change(tile)]])  # type: ignore[operator]
+
+
+def test_wrong_symbols_behind_right_checksums_are_found(small: Image.Image) -> None:
+    data = coded(small, quality=3)
+    rng = np.random.default_rng(4)
+    for _ in range(60):
+
+        def change(tile: bytes) -> bytes:
+            damaged = bytearray(tile)
+            damaged[4 + int(rng.integers(len(tile) - 4))] ^= 1 << int(rng.integers(8))
+            return bytes(damaged)
+
+        with Image.open(BytesIO(with_payload(data, change))) as image, pytest.raises(OSError, match="damaged LIC file"):
+            image.load()
+
+
+@pytest.mark.parametrize("tile", [b"", b"abc", b"abcd", b"\xff" * 400, b"\0" * 4000])
+def test_tiles_of_garbage(small: Image.Image, tile: bytes) -> None:
+    data = with_payload(coded(small), lambda _: tile)
+    with Image.open(BytesIO(data)) as image, pytest.raises(OSError, match="damaged LIC file"):
+        image.load()
+
+
+def test_a_planted_silent_corruption_is_found_by_the_checksum(small: Image.Image) -> None:
+    """Swap the stored checksum: symbols that decode without complaint are still refused."""
+    data = coded(small)
+    changed = with_payload(data, lambda tile: zlib.crc32(tile).to_bytes(4, "little") + tile[4:])
+    with Image.open(BytesIO(changed)) as image, pytest.raises(OSError, match="fail their checksum"):
+        image.load()
+
+
+def test_bytes_after_the_last_frame_are_ignored(small: Image.Image) -> None:
+    data = coded(small)
+    assert np.array_equal(pixels_of(data + b"anything"), pixels_of(data))
+
+
+def test_forty_bytes_cannot_claim_a_gigapixel() -> None:
+    header = container.Header(2**24, 2**24, "RGB", b"12345678", 0)
+    data = container.write(header, {}, [[b""]])
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(BytesIO(data))

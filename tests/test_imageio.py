@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import imageio
+import imageio.v2 as iio2
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from conftest import coded, pixels_of, psnr
+from PIL import ExifTags, Image
+
+import pillow_lic
+
+pillow_lic.register_lic_opener()
+
+
+@pytest.fixture
+def array(photo: Image.Image) -> np.ndarray:
+    return np.asarray(photo)
+
+
+def test_v2(array: np.ndarray, tmp_path: Path) -> None:
+    imageio.imwrite(tmp_path / "x.lic", array, quality=4)
+    with pytest.deprecated_call():  # imageio announces that this name will mean v3's
+        back = imageio.imread(tmp_path / "x.lic")
+    assert back.meta["quality"] == 4
+    assert psnr(array, back) > 30
+    assert len(iio2.mimread(tmp_path / "x.lic")) == 1
+    with iio2.get_reader(tmp_path / "x.lic") as reader:
+        assert reader.get_length() == 1
+        assert np.array_equal(reader.get_data(0), back)
+
+
+def test_v3_round_trip(array: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "x.lic"
+    iio.imwrite(path, array, quality=5)
+    assert path.read_bytes() == coded(Image.fromarray(array), quality=5)
+    back = iio.imread(path)
+    assert np.array_equal(back, pixels_of(path.read_bytes()))
+    back[0, 0, 0] = 1
+    assert np.array_equal(np.stack(list(iio.imiter(path))), iio.imread(path, index=...))
+
+
+def test_bytes(array: np.ndarray) -> None:
+    data = iio.imwrite("<bytes>", array, extension=".lic", quality=3)
+    assert data == coded(Image.fromarray(array), quality=3)
+    assert np.array_equal(iio.imread(data, extension=".lic"), pixels_of(data))
+    assert np.array_equal(iio.imread(data), pixels_of(data))
+    assert np.array_equal(iio.imread(BytesIO(data), plugin="LIC"), pixels_of(data))
+    old = iio2.imwrite("<bytes>", array, format="LIC", quality=3)
+    assert old == data
+
+
+def test_properties_and_metadata_do_not_decode(array: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = iio.imwrite("<bytes>", array, extension=".lic", exif=exif.tobytes(), xmp=b"<x/>")
+    monkeypatch.setattr("pillow_lic.codec.decode", None)
+    properties = iio.improps(data, extension=".lic")
+    assert (properties.shape, properties.dtype, properties.is_batch) == (array.shape, np.uint8, False)
+    assert properties.n_images is None
+    batch = iio.improps(data, extension=".lic", index=...)
+    assert (batch.shape, batch.n_images, batch.is_batch) == ((1, *array.shape), 1, True)
+    metadata = iio.immeta(data, extension=".lic")
+    assert metadata["exif"] == exif.tobytes()
+    assert metadata["xmp"] == b"<x/>"
+    assert metadata["mode"] == "RGB"
+
+
+def test_rotate_and_mode(array: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = iio.imwrite("<bytes>", array, extension=".lic", exif=exif.tobytes())
+    plain = iio.imread(data, extension=".lic")
+    turned = iio.imread(data, extension=".lic", rotate=True)
+    assert np.array_equal(turned, np.rot90(plain, -1))
+    assert iio.imread(data, extension=".lic", mode="L").shape == array.shape[:2]
+
+
+def test_grey(grey: Image.Image, tmp_path: Path) -> None:
+    array = np.asarray(grey)
+    iio.imwrite(tmp_path / "g.lic", array)
+    assert iio.imread(tmp_path / "g.lic").shape == array.shape
+    iio.imwrite(tmp_path / "h.lic", array[:, :, None])
+    assert (tmp_path / "g.lic").read_bytes() == (tmp_path / "h.lic").read_bytes()
+
+
+def test_imopen_with_the_plugin(array: np.ndarray, tmp_path: Path) -> None:
+    with iio.imopen(tmp_path / "x.lic", "w", plugin="LIC") as file:
+        file.write(array, quality=2)
+    with iio.imopen(tmp_path / "x.lic", "r", plugin="LIC") as file:
+        assert file.read().shape == array.shape
+        with pytest.raises(OSError, match="opened for reading"):
+            file.write(array)
+        with pytest.raises(IndexError, match="no index 1"):
+            file.read(index=1)
+
+
+def test_one_frame_only(array: np.ndarray) -> None:
+    assert iio.imwrite("<bytes>", [array], extension=".lic") == iio.imwrite("<bytes>", array, extension=".lic")
+    with pytest.raises(ValueError, match="one frame"):
+        iio.imwrite("<bytes>", [array, array], extension=".lic")
+
+
+def test_bad_input_leaves_no_file(array: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "x.lic"
+    with pytest.raises(TypeError, match="uint8"):
+        iio.imwrite(path, array.astype(np.float32))
+    with pytest.raises(ValueError, match="quality"):
+        iio.imwrite(path, array, quality=9)
+    with pytest.warns(UserWarning, match="unknown option"):
+        iio.imwrite(tmp_path / "y.lic", array, qualty=3)
+    assert not path.exists()
+
+
+def test_damage_is_an_os_error_and_other_files_are_left_to_others(array: np.ndarray, tmp_path: Path) -> None:
+    data = bytearray(coded(Image.fromarray(array)))
+    data[-20] ^= 1
+    with pytest.raises(OSError, match="wrong checksum"):
+        iio.imread(bytes(data), extension=".lic")
+    Image.fromarray(array).save(tmp_path / "really.png")
+    (tmp_path / "really.png").rename(tmp_path / "named.lic")
+    assert np.array_equal(iio.imread(tmp_path / "named.lic"), array)
+    with pytest.raises(OSError, match="can not handle"):
+        iio.imread(tmp_path / "named.lic", plugin="LIC")
+
+
+@pytest.mark.parametrize(
+    "imports", ["import imageio, pillow_lic", "import pillow_lic, imageio", "import imageio.v3, pillow_lic"]
+)
+def test_registration_in_any_order(imports: str, tmp_path: Path, small: Image.Image) -> None:
+    path = tmp_path / "x.lic"
+    path.write_bytes(coded(small))
+    code = (
+        f"{imports}, sys; from imageio.config import known_plugins, known_extensions as k;"
+        "assert 'LIC' in known_plugins and len(k['.lic']) == 1;"
+        "import imageio.config as c; assert 'SourceFileLoader' in type(c.__loader__).__name__;"
+        "assert imageio.v3.improps(sys.argv[1]).shape == (50, 60, 3)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)

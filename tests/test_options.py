@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+import warnings
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pillow_lic
+from pillow_lic import options
+from pillow_lic.options import EncoderOptions, options_from, quality_of
+
+
+@pytest.mark.parametrize("value", [1, 8, 4.5, np.float32(2), Fraction(7, 2)])
+def test_quality_takes_any_number(value: object) -> None:
+    assert EncoderOptions(quality=value).quality == pytest.approx(float(value))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [0, 9, 0.99, 8.01, math.nan, math.inf, -4])
+def test_quality_out_of_range(value: float) -> None:
+    with pytest.raises(ValueError, match="quality must be a number from 1 to 8"):
+        EncoderOptions(quality=value)
+
+
+@pytest.mark.parametrize("value", ["high", "4", None, True, b"4", [4]])
+def test_quality_of_another_kind(value: object) -> None:
+    with pytest.raises(TypeError, match="quality must be a number from 1 to 8"):
+        EncoderOptions(quality=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("context", "checkerboard", "in this version"),
+        ("context", "fancy", "'auto', 'none'"),
+        ("quantizer", "e8", "in this version"),
+        ("effort", 3, "effort must be"),
+        ("tile", 100, "multiple of 64"),
+        ("tile", -64, "multiple of 64"),
+    ],
+)
+def test_values_that_do_not_exist(name: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EncoderOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "value"), [("context", 1), ("effort", 1.5), ("effort", True), ("tile", "64")])
+def test_values_of_another_kind(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=name):
+        EncoderOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_quality_code_covers_the_range_in_256ths() -> None:
+    assert EncoderOptions(quality=1).quality_code == 0
+    assert EncoderOptions(quality=8).quality_code == 1792
+    assert quality_of(EncoderOptions(quality=4.3).quality_code) == pytest.approx(4.3, abs=1 / 512)
+
+
+def test_unknown_options_warn_and_suggest() -> None:
+    with pytest.warns(UserWarning, match=r"unknown option 'qualty'; did you mean 'quality'\?"):
+        assert options_from({"qualty": 3}).quality == 4
+
+
+def test_known_extras_do_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert options_from({"exif": b"", "quality": 2}, also_known=frozenset({"exif"})).quality == 2
+
+
+def test_model_may_be_a_path() -> None:
+    assert EncoderOptions(model=Path("a.safetensors")).model == "a.safetensors"  # type: ignore[arg-type]
+
+
+def test_defaults_hold_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "defaults", EncoderOptions())
+    pillow_lic.register_lic_opener(quality=6)
+    assert options_from({}).quality == 6
+    assert options_from({"quality": 2}).quality == 2
+    with pytest.raises(TypeError, match="unknown option"):
+        pillow_lic.set_defaults(qality=3)
+    with pytest.raises(ValueError, match="quality"):
+        pillow_lic.set_defaults(quality=30)

@@ -143,9 +143,10 @@ def _convert(args: argparse.Namespace) -> None:
     if target.suffix.lower() == EXTENSION:
         opts = _encoder_options(args)
         options = {n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "model", "device")}
-    with Image.open(source) as image:
-        options |= {k: image.info[k] for k in ("exif", "icc_profile", "xmp") if image.info.get(k)}
-        image.load()
+    with Image.open(source) as opened:
+        options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}
+        opened.load()
+        image: Image.Image = opened
         if target.suffix.lower() == EXTENSION and image.mode not in container.MODES:
             image = _supported(image, source)
         _save_atomically(image, target, options)
@@ -166,10 +167,10 @@ def _supported(image: Image.Image, source: Path) -> Image.Image:
 def _save_atomically(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
     """Write beside the target and rename: the target is the old file or the whole new one."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
     partial = Path(name)
     try:
-        image.save(partial, **options)
+        with os.fdopen(handle, "w+b") as fp:
+            image.save(fp, Image.registered_extensions()[target.suffix.lower()], **options)
         mask = os.umask(0)
         os.umask(mask)
         partial.chmod(0o666 & ~mask)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -67,9 +67,7 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     height, width = array.shape[:2]
     model = load_model(opts.model)
     tile = default_tile(width, height) if opts.tile is None else opts.tile
-    header = Header(
-        width, height, mode, model.identity, opts.quality_code, opts.context_name, opts.quantizer, tile
-    )
+    header = Header(width, height, mode, model.identity, opts.quality_code, opts.context_name, opts.quantizer, tile)
     device = choose_device(opts.device, width * height)
     with _quiet(device):
         tiles = [_pack(model, t) for t in analyse(model, array, header, device)]
@@ -172,7 +170,7 @@ def _synthesise(model: Model, header: Header, coded: Sequence[bytes], array: Pix
 
 def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
     """y of a tile in the synthesis transform's units, (M, h, w) float32."""
-    z, y, mean = decode_symbols(model, header, tile, data, device)
+    _, y, mean = decode_symbols(model, header, tile, data, device)
     symbols = torch.from_numpy(y).to(device).reshape(mean.shape)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
     return scalar.dequantise(symbols, mean) * gain
@@ -226,7 +224,7 @@ def _spread(by_channel: NDArray[np.uint8], shape: Sequence[int]) -> Indices:
     return np.broadcast_to(by_channel[:, None, None], shape)
 
 
-def _flat(values: Tensor) -> NDArray[np.integer]:  # type: ignore[type-arg]
+def _flat(values: Tensor) -> NDArray[Any]:
     return values.cpu().numpy().ravel()
 
 

@@ -288,5 +288,3 @@ def _grow(payload: bytes) -> bytes:
     if len(data) > MAX_METADATA or not unpacker.eof:
         raise OSError("damaged LIC file: metadata are too long or cut")
     return data
-
-

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -15,7 +16,7 @@ pillow_lic.register_lic_opener()
 IMAGES = Path(__file__).parent / "images"
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 def load(name: str) -> Image.Image:

@@ -26,12 +26,11 @@ class RangeDecoder:
         scale = self.range >> 24
         target = ((self.point - self.lower) % 2**64) // scale
         start = 0
-        for symbol, frequency in enumerate(frequencies):
-            if target < start + frequency:
-                break
-            start += frequency
-        else:
-            raise ValueError("no symbol")
+        symbol = 0
+        while target >= start + frequencies[symbol]:
+            start += frequencies[symbol]
+            symbol += 1
+        frequency = frequencies[symbol]
         self.lower = (self.lower + scale * start) % 2**64
         self.range = scale * frequency
         if self.range < 2**32:

@@ -72,9 +72,7 @@ def test_usage_errors_exit_with_two() -> None:
         assert caught.value.code == 2
 
 
-def test_a_failed_conversion_keeps_the_old_file(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_conversion_keeps_the_old_file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "x.lic"
     assert main(["convert", str(source), str(target)]) == 0
     before = target.read_bytes()

@@ -176,12 +176,15 @@ def test_a_file_of_another_model_says_so(small: Image.Image, tmp_path: object) -
     reader.metadata()
     fp.seek(reader.frames_at)
     changed = container.write(other, {}, list(reader.frames()))
-    with Image.open(BytesIO(changed)) as image, pytest.raises(OSError, match="0102030405060708, which is not installed"):
+    with (
+        Image.open(BytesIO(changed)) as image,
+        pytest.raises(OSError, match="0102030405060708, which is not"),
+    ):
         image.load()
 
 
 def test_a_model_that_is_not_installed_cannot_encode(small: Image.Image) -> None:
-    with pytest.raises(ValueError, match="no model 'nope' is installed; there are: .*mse"):
+    with pytest.raises(ValueError, match=r"no model 'nope' is installed; there are: .*mse"):
         coded(small, model="nope")
     with pytest.raises(ValueError, match=r"no model file /nowhere/x\.safetensors"):
         coded(small, model="/nowhere/x.safetensors")

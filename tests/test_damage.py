@@ -14,7 +14,7 @@ from pillow_lic import container
 
 
 def outcome(data: bytes) -> str:
-    """"error", or "picture" if something was decoded."""
+    """ "error", or "picture" if something was decoded."""
     try:
         with Image.open(BytesIO(data)) as image:
             image.load()
@@ -52,7 +52,9 @@ def with_payload(data: bytes, change: object) -> bytes:
 
 def test_wrong_symbols_behind_right_checksums_are_found(small: Image.Image) -> None:
     data = coded(small, quality=3)
+    expected = pixels_of(data)
     rng = np.random.default_rng(4)
+    refused = 0
     for _ in range(60):
 
         def change(tile: bytes) -> bytes:
@@ -60,8 +62,16 @@ def test_wrong_symbols_behind_right_checksums_are_found(small: Image.Image) -> N
             damaged[4 + int(rng.integers(len(tile) - 4))] ^= 1 << int(rng.integers(8))
             return bytes(damaged)
 
-        with Image.open(BytesIO(with_payload(data, change))) as image, pytest.raises(OSError, match="damaged LIC file"):
-            image.load()
+        with Image.open(BytesIO(with_payload(data, change))) as image:
+            try:
+                image.load()
+            except OSError as error:
+                assert "damaged LIC file" in str(error)
+                refused += 1
+            else:
+                # The range coder's last bits may mean nothing: then the symbols are the same.
+                assert np.array_equal(image, expected)
+    assert refused > 50
 
 
 @pytest.mark.parametrize("tile", [b"", b"abc", b"abcd", b"\xff" * 400, b"\0" * 4000])

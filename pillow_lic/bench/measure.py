@@ -16,7 +16,6 @@ from pillow_lic.bench.codecs import Codec, decode
 from pillow_lic.bench.metrics import ms_ssim, psnr
 from pillow_lic.training.data import image_files, load_rgb
 
-
 T = TypeVar("T")
 
 
@@ -84,12 +83,9 @@ def mean_points(measurements: Sequence[Measurement], codec: Codec) -> list[Point
     for setting in codec.values:
         rows = [m for m in measurements if m.codec == codec.name and m.setting == setting]
         if rows:
-            points.append(
-                Point(
-                    setting, fmean(m.bpp for m in rows), fmean(m.psnr for m in rows),
-                    fmean(m.ms_ssim for m in rows), median(m.encode for m in rows), median(m.decode for m in rows),
-                )  # fmt: skip
-            )
+            means = [fmean(getattr(m, name) for m in rows) for name in ("bpp", "psnr", "ms_ssim")]
+            times = [median(getattr(m, name) for m in rows) for name in ("encode", "decode")]
+            points.append(Point(setting, *means, *times))
     return points
 
 

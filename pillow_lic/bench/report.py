@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pillow_lic.bench.codecs import Codec
 from pillow_lic.bench.measure import Measurement, Point, mean_points
@@ -109,7 +110,9 @@ def write_plot(path: Path, curves: Mapping[str, Curve], unit: str, title: str) -
 
     figure, axes = pyplot.subplots(figsize=(9, 6.5))
     for n, (name, curve) in enumerate(curves.items()):
-        style = {"linewidth": 2.6, "marker": "o", "zorder": 3} if n == 0 else {"linewidth": 1.2, "marker": "."}
+        style: dict[str, Any] = (
+            {"linewidth": 2.6, "marker": "o", "zorder": 3} if n == 0 else {"linewidth": 1.2, "marker": "."}
+        )
         axes.plot(*zip(*sorted(curve), strict=True), label=name, **style)
     axes.set(xlabel="bits per pixel", ylabel=unit, title=title, xlim=(0, 2.5))
     axes.grid(alpha=0.3)

@@ -126,5 +126,5 @@ def _group(indices: NDArray[np.uint8], skip: int) -> tuple[NDArray[np.int_], lis
     order = np.argsort(indices, kind="stable")
     counts = np.bincount(indices, minlength=256)
     order = order[int(counts[:skip].sum()) :]
-    groups = [(table, int(counts[table])) for table in np.flatnonzero(counts) if table >= skip]
+    groups = [(table, int(counts[table])) for table in np.flatnonzero(counts).tolist() if table >= skip]
     return order, groups

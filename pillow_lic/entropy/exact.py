@@ -142,7 +142,8 @@ class ExactHyperSynthesis:
         fraction = MEAN_BITS + GAIN_BITS - ACTIVATION_BITS
         z = (steps * gain[:, None, None] + (1 << fraction >> 1)) >> fraction
         limit = int(ACTIVATION_LIMIT)
-        return np.clip(z, -limit, limit)
+        out: NDArray[np.int64] = np.clip(z, -limit, limit)
+        return out
 
     def _run(self, name: str, x: Tensor, quality_code: int) -> Tensor:
         return self.layers[name](x, quality_code)

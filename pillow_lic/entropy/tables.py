@@ -35,8 +35,7 @@ class Tables:
         # 2**24; weights that fill it already stay the integers they are (tested against an
         # independent range decoder).
         self.models = [
-            constriction.stream.model.Categorical((f - 1).astype(np.float32), perfect=False)
-            for f in self.frequencies
+            constriction.stream.model.Categorical((f - 1).astype(np.float32), perfect=False) for f in self.frequencies
         ]
 
     def __len__(self) -> int:

@@ -58,7 +58,7 @@ class _Limit(torch.autograd.Function):
 
 
 def _limit(x: Tensor, low: float, high: float) -> Tensor:
-    return _Limit.apply(x, low, high) if x.requires_grad else x.clamp(low, high)  # type: ignore[no-any-return]
+    return _Limit.apply(x, low, high) if x.requires_grad else x.clamp(low, high)  # type: ignore[no-untyped-call]
 
 
 class QualityConv(nn.Module):

@@ -84,9 +84,7 @@ class Model:
         def make() -> Any:
             with torch.device("meta"):
                 network = kind(self.arch)
-            state = {
-                k.removeprefix(name + "."): v.float() for k, v in self.tensors.items() if k.startswith(name + ".")
-            }
+            state = {k.removeprefix(name + "."): v.float() for k, v in self.tensors.items() if k.startswith(name + ".")}
             network.load_state_dict(state, assign=True)
             network.to(device=device, memory_format=torch.channels_last)
             for blocks in (getattr(network, part, ()) for part in ("fine", "coarse")):

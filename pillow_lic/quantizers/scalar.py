@@ -24,4 +24,5 @@ def quantise(y: Tensor, mean: Tensor, index: Tensor, skip: int) -> Tensor:
 
 def dequantise(symbols: Tensor, mean: Tensor) -> Tensor:
     """Latents in steps, float32: exact, since symbols and means are small multiples of 1/64."""
-    return symbols.to(torch.float32) + mean.to(torch.float32) / 2**MEAN_BITS
+    y: Tensor = symbols.to(torch.float32) + mean.to(torch.float32) / 2**MEAN_BITS
+    return y

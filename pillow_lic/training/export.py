@@ -133,7 +133,8 @@ def _quantise(masses: NDArray[np.float64]) -> NDArray[np.int32]:
     frequencies[0] = TOTAL - 2 * frequencies[1:-1].sum() - frequencies[-1]
     if frequencies[0] < 1:
         raise ValueError("a probability table is too wide for its precision")
-    return frequencies.astype(np.int32)
+    out: NDArray[np.int32] = frequencies.astype(np.int32)
+    return out
 
 
 def write_model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
 
 
 def _section(kind: Any, name: str, values: Any) -> Any:
-    if not isinstance(values, dict) or not is_dataclass(kind):
+    if not isinstance(values, dict):
         raise ValueError(f"[{name}] must be a table")
     known = {f.name for f in fields(kind)}
     for key in values:

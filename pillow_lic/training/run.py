@@ -13,9 +13,10 @@ import torch
 from tqdm import tqdm
 
 from pillow_lic import codec, container
+from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.container import Header
 from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
-from pillow_lic.models.loading import load_model
+from pillow_lic.models.loading import FORMAT, load_model
 from pillow_lic.options import EncoderOptions
 from pillow_lic.training import export, validate
 from pillow_lic.training.loop import Trainer, progress
@@ -78,7 +79,7 @@ def finish(
     _say("measuring the model on the validation images")
     images = validate.validation_images(validation)
     curve = validate.estimated_curve(model, images)
-    results = {"validation_bd_rate_jpeg": validate.bd_rate(validate.jpeg_curve(images), curve)}
+    results = {"validation_bd_rate_jpeg": bd_rate(validate.jpeg_curve(images), curve)}
     results["integer_cost_percent"] = validate.conversion_cost(model, images[:COST_IMAGES])
     for stop, (bpp, psnr) in zip(validate.STOPS, curve, strict=True):
         results |= {f"validation_bpp_{stop}": bpp, f"validation_psnr_{stop}": psnr}
@@ -105,7 +106,7 @@ def manifest(
     return {
         "name": output.stem,
         "identity": load_model(str(output)).identity.hex(),
-        "format": export.FORMAT,
+        "format": FORMAT,
         "container": container.VERSION,
         "recipe": recipe.as_dict(),
         "scales": SCALES,

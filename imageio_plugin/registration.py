@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
-from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.abc import Loader
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
 _CONFIG = "imageio.config"
 
@@ -38,7 +40,8 @@ def register_when_imported() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-class _Finder(MetaPathFinder):
+# Neither class derives from importlib.abc's: that import alone costs 8 ms.
+class _Finder:
     """Waits for one module, ``imageio.config``, and lets the ordinary finders load it."""
 
     def find_spec(
@@ -46,14 +49,16 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != _CONFIG:
             return None
+        from importlib.util import find_spec
+
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _Loader(Loader):
+class _Loader:
     """Loads ``imageio.config`` as its own loader does, then registers the plugin."""
 
     def __init__(self, loader: Loader) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import warnings
@@ -105,6 +104,8 @@ def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = froz
     known = {k: v for k, v in values.items() if k in OPTION_NAMES}
     for name in values:
         if name not in OPTION_NAMES and name not in also_known:
+            import difflib
+
             near = difflib.get_close_matches(name, OPTION_NAMES | also_known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=4)

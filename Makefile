@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 IMAGES ?=
+# An index of torch's CPU builds, where the default one would bring the much larger CUDA build.
+TORCH_INDEX ?=
 DIR ?= ../shared/data/kodak
 REFERENCE := $(wildcard ../shared/data/reference/kodak)
 STAMP := $(VENV)/.installed
@@ -29,7 +31,7 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[imageio,bench,demo,dev]"
 	touch $@
 

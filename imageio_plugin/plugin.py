@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from pillow_lic import container, options
-from pillow_lic.plugin import info_of
+from pillow_lic.plugin import info_of, metadata_from
 
 Pixels = NDArray[np.uint8]
 
@@ -32,6 +32,7 @@ class LicPlugin(PluginV3):
         super().__init__(request)
         self._reader: container.Reader | None = None
         self._pixels: Pixels | None = None
+        self._written = False
         if request.mode.io_mode != IOMode.read:
             wanted = request.extension or request.format_hint
             if wanted not in (None, ".lic"):
@@ -39,9 +40,13 @@ class LicPlugin(PluginV3):
             return
         try:
             self._reader = container.Reader(request.get_file())
+            self._metadata = self._reader.metadata()
         except SyntaxError:
             raise InitializationError(f"{request.raw_uri!r:.80} is not a LIC file") from None
-        self._metadata = self._reader.metadata()
+        except OSError:
+            request.finish()
+            raise
+        Image._decompression_bomb_check((self._reader.header.width, self._reader.header.height))
 
     def read(self, *, index: int | EllipsisType | None = 0, mode: str | None = None, rotate: bool = False) -> Pixels:
         """A frame as (H, W) or (H, W, 3) uint8; all frames stacked for ``index=...``.
@@ -76,16 +81,16 @@ class LicPlugin(PluginV3):
         if self._reader is not None or self.request.mode.io_mode != IOMode.write:
             raise OSError("this LIC file was opened for reading")
         batch = np.asarray(ndimage)
-        if is_batch or isinstance(ndimage, builtins.list):
-            if batch.ndim == 0 or len(batch) != 1:
-                raise ValueError("LIC holds one frame in this version; write the pictures one by one")
-            batch = batch[0]
+        batched = is_batch or isinstance(ndimage, builtins.list)
+        if self._written or (batched and (batch.ndim == 0 or len(batch) != 1)):
+            raise ValueError("LIC holds one frame in this version; write every picture to a file of its own")
+        batch = batch[0] if batched else batch
         if batch.ndim == 3 and batch.shape[2] == 1:
             batch = batch[:, :, 0]
         opts = options.options_from(kwargs, also_known=METADATA)
-        metadata = {name: bytes(kwargs[name]) for name in METADATA if kwargs.get(name)}
-        data = codec.encode(batch, opts, metadata)
+        data = codec.encode(batch, opts, metadata_from(kwargs))
         self.request.get_file().write(data)
+        self._written = True
         return data if self.request._uri_type == URI_BYTES else None
 
     def properties(self, index: int | EllipsisType | None = 0) -> ImageProperties:
@@ -125,7 +130,6 @@ class LicPlugin(PluginV3):
 
         if self._pixels is None:
             reader = self._opened()
-            self.request.get_file().seek(reader.frames_at)
             self._pixels = codec.decode(reader.header, next(reader.frames()))
         return self._pixels
 

@@ -17,6 +17,7 @@ from PIL import Image
 import pillow_lic
 from pillow_lic import container
 from pillow_lic.options import EncoderOptions, options_from, quality_of
+from pillow_lic.plugin import advice
 
 EXTENSION = ".lic"
 
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError, TypeError, ImportError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, TypeError, ImportError, ArithmeticError, Image.DecompressionBombError) as error:
         print(f"lic {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -105,18 +106,15 @@ def _encoder_options(args: argparse.Namespace) -> EncoderOptions:
 
 def _info(args: argparse.Namespace) -> None:
     """Print size, coding and metadata of .lic files."""
-    from pillow_lic import codec
-
     for name in args.files:
         with open(name, "rb") as fp:
-            if args.verify:
-                codec.verify(fp)
-                fp.seek(0)
             try:
                 reader = container.Reader(fp)
             except SyntaxError:
                 raise OSError(f"{name} is not a LIC file") from None
             header, metadata = reader.header, reader.metadata()
+            if args.verify:
+                reader.verify()
         size = os.path.getsize(name)
         rows = {
             "size": f"{header.width} x {header.height}, {header.mode}",
@@ -137,15 +135,17 @@ def _info(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     """Convert an image to or from .lic; EXIF, ICC profile and XMP go along."""
     source, target = Path(args.source), Path(args.target)
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise UsageError(f"no format has the extension {target.suffix!r}")
+    if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+        raise UsageError(f"no format that can be written has the extension {target.suffix!r}")
     options: dict[str, Any] = {}
     if target.suffix.lower() == EXTENSION:
         opts = _encoder_options(args)
         options = {n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "model", "device")}
     with Image.open(source) as opened:
+        opened.load()  # some formats keep their metadata behind the pixels
         options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}
-        opened.load()
+        if "exif" not in options and (exif := opened.getexif()):
+            options["exif"] = exif.tobytes()
         image: Image.Image = opened
         if target.suffix.lower() == EXTENSION and image.mode not in container.MODES:
             image = _supported(image, source)
@@ -159,7 +159,9 @@ def _supported(image: Image.Image, source: Path) -> Image.Image:
     """The image in a mode that LIC holds; ``ValueError`` if that would lose transparency."""
     if image.has_transparency_data:
         raise ValueError(f"{source} has transparency, which LIC does not hold in this version; flatten it first")
-    grey = image.mode in ("1", "I", "I;16", "F")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(f"{source} has mode {image.mode}; {advice(image.mode)} first")
+    grey = image.mode == "1"
     print(f"lic convert: {source} has mode {image.mode}; written as {'L' if grey else 'RGB'}", file=sys.stderr)
     return image.convert("L" if grey else "RGB")
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,12 +49,13 @@ WORTH_CUDA = 256 * 256
 
 @dataclass(frozen=True)
 class CodedTile:
-    """A tile's symbols and table indices, flat, as they go through the range coder."""
+    """A tile's symbols and table indices, flat, as they go through the range coder, and y's means."""
 
     z: Symbols
     z_index: Indices
     y: Symbols
     y_index: Indices
+    mean: NDArray[np.int32]
 
 
 def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | None = None) -> bytes:
@@ -67,6 +68,8 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     height, width = array.shape[:2]
     model = load_model(opts.model)
     tile = default_tile(width, height) if opts.tile is None else opts.tile
+    if not tile and not container.fits_one_tile(width, height):
+        raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     header = Header(width, height, mode, model.identity, opts.quality_code, opts.context_name, opts.quantizer, tile)
     device = choose_device(opts.device, width * height)
     with _quiet(device):
@@ -86,24 +89,6 @@ def decode(header: Header, tiles: Sequence[bytes], device: str | None = None) ->
     with _quiet(on):
         _synthesise(model, header, tiles, array, on)
     return array
-
-
-def read(fp: IO[bytes], device: str | None = None) -> tuple[Header, dict[str, bytes], list[Pixels]]:
-    """A whole file: header, metadata and the pixels of every frame."""
-    reader = container.Reader(fp)
-    metadata = reader.metadata()
-    fp.seek(reader.frames_at)
-    return reader.header, metadata, [decode(reader.header, tiles, device) for tiles in reader.frames()]
-
-
-def verify(fp: IO[bytes]) -> Header:
-    """Compare every checksum of a file without decoding it; ``OSError`` if one is wrong."""
-    reader = container.Reader(fp)
-    reader.metadata()
-    fp.seek(reader.frames_at)
-    for _ in reader.frames():
-        pass
-    return reader.header
 
 
 # -- encoder -------------------------------------------------------------------------------
@@ -133,14 +118,15 @@ def _quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> Co
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
     mean, index = _priors(model, z_symbols, quality_code, y.shape[2:], device)
     symbols = scalar.quantise(y[0], mean, index, model.tables.skip)
-    return CodedTile(z_symbols.ravel(), z_indices.ravel(), _flat(symbols).astype(np.int16), _flat(index))
+    y_symbols = _flat(symbols).astype(np.int16)
+    return CodedTile(z_symbols.ravel(), z_indices.ravel(), y_symbols, _flat(index), _flat(mean))
 
 
 def _pack(model: Model, tile: CodedTile) -> bytes:
     coder = SymbolEncoder(model.tables)
     coder.encode(tile.z, tile.z_index)
     coder.encode(tile.y, tile.y_index)
-    return struct.pack("<I", _checksum(tile.z, tile.y)) + coder.finish()
+    return struct.pack("<I", _checksum(tile.z, tile.y, tile.mean)) + coder.finish()
 
 
 # -- decoder -------------------------------------------------------------------------------
@@ -189,7 +175,7 @@ def decode_symbols(
     z = coder.decode(_spread(z_index, z_shape).ravel())
     mean, index = _priors(model, z.reshape(z_shape), header.quality_code, size, device)
     y = coder.decode(_flat(index))
-    if struct.unpack_from("<I", data)[0] != _checksum(z, y):
+    if struct.unpack_from("<I", data)[0] != _checksum(z, y, _flat(mean)):
         raise OSError("damaged LIC file: the decoded symbols fail their checksum")
     return z, y, mean
 
@@ -228,8 +214,11 @@ def _flat(values: Tensor) -> NDArray[Any]:
     return values.cpu().numpy().ravel()
 
 
-def _checksum(z: Symbols, y: Symbols) -> int:
-    return zlib.crc32(y.astype("<i2").tobytes(), zlib.crc32(z.astype("<i2").tobytes()))
+def _checksum(z: Symbols, y: Symbols, mean: NDArray[np.int32]) -> int:
+    """CRC-32 of all that the latents are made of; the tables' indices need none, as symbols tell."""
+    checksum = zlib.crc32(z.astype("<i2").tobytes())
+    checksum = zlib.crc32(y.astype("<i2").tobytes(), checksum)
+    return zlib.crc32(mean.astype("<i4").tobytes(), checksum)
 
 
 def _crop(y: Tensor, tile: Tile, around: Tile) -> Tensor:
@@ -252,7 +241,9 @@ def choose_device(name: str | None, pixels: int) -> torch.device:
     """The device to work on; ``ValueError`` if it does not exist."""
     name = name or options.defaults.device or os.environ.get("PILLOW_LIC_DEVICE") or None
     if name is None:
-        return torch.device("cuda" if pixels >= WORTH_CUDA and torch.cuda.is_available() else "cpu")
+        # A forked child cannot use the CUDA of its parent, and nobody asked for it by name.
+        usable = pixels >= WORTH_CUDA and torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
+        return torch.device("cuda" if usable else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

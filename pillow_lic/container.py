@@ -25,10 +25,14 @@ QUANTIZERS = ("scalar",)
 
 MAX_SIDE = 2**24
 MAX_QUALITY_CODE = 1792
-MAX_METADATA = 64 * 2**20
+MAX_METADATA = 16 * 2**20
 MAX_CHUNK = 2**31 - 1
 TILE_UNIT = 64
 """Tile sides are multiples of this many pixels: one hyperlatent position."""
+
+MAX_TILE = 2048
+MAX_TILE_POSITIONS = (MAX_TILE // 16) ** 2
+"""Latent positions of a tile: what a decoder works on at once, about 300 MB."""
 
 _TILED, _MANY = 64, 128
 _PIECE = 2**20
@@ -81,16 +85,16 @@ class Header:
         height, at = read_varint(payload, at)
         if len(payload) < at + 12:
             raise OSError("damaged LIC file: the header is too short")
-        kind, coding = payload[at], payload[at + 1]
+        flags, coding = payload[at], payload[at + 1]
+        kind = flags & ~(_TILED | _MANY)
         model_id = payload[at + 2 : at + 10]
         (quality_code,) = struct.unpack_from("<H", payload, at + 10)
         at += 12
         tile, frames = 0, 1
-        if kind & _TILED:
+        if flags & _TILED:
             tile, at = read_varint(payload, at)
-        if kind & _MANY:
+        if flags & _MANY:
             frames, at = read_varint(payload, at)
-        kind &= ~(_TILED | _MANY)
         if at != len(payload):
             raise OSError("damaged LIC file: the header is too long")
         if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
@@ -100,12 +104,22 @@ class Header:
         context, quantizer = coding & 15, coding >> 4
         if context >= len(CONTEXTS) or quantizer >= len(QUANTIZERS):
             raise OSError("this LIC file uses a context model or quantizer that needs a newer pillow-lic")
-        if quality_code > MAX_QUALITY_CODE or tile > MAX_SIDE // TILE_UNIT or frames != 1:
+        tile *= TILE_UNIT
+        if quality_code > MAX_QUALITY_CODE or frames != 1 or flags & _MANY:
             raise OSError("damaged LIC file: impossible values in the header")
+        if tile > MAX_TILE or (flags & _TILED and not tile):
+            raise OSError("damaged LIC file: impossible size of tiles")
+        if not tile and not fits_one_tile(width, height):
+            raise OSError(f"damaged LIC file: {width}x{height} pixels without tiles")
         return cls(
             width, height, MODES[kind], model_id, quality_code,
-            CONTEXTS[context], QUANTIZERS[quantizer], tile * TILE_UNIT, frames,
+            CONTEXTS[context], QUANTIZERS[quantizer], tile, frames,
         )  # fmt: skip
+
+
+def fits_one_tile(width: int, height: int) -> bool:
+    """Whether a picture may go without tiles."""
+    return -(-width // 16) * -(-height // 16) <= MAX_TILE_POSITIONS
 
 
 def write(header: Header, metadata: Mapping[str, bytes], frames: Sequence[Sequence[bytes]]) -> bytes:
@@ -152,7 +166,7 @@ class Reader:
     def metadata(self) -> dict[str, bytes]:
         """EXIF, ICC profile and XMP, as far as present; leaves the frames unread.
 
-        Afterwards ``frames_at`` is the position of the first frame.
+        Comes before :meth:`frames`; afterwards ``frames_at`` is the position of the first frame.
         """
         names = {v: k for k, v in METADATA.items()}
         found: dict[str, bytes] = {}
@@ -165,25 +179,26 @@ class Reader:
             if kind not in names:
                 self._skip_unknown(kind, length)
                 continue
-            if length > MAX_METADATA or names[kind] in found:
+            if length > MAX_METADATA + 1 or names[kind] in found:
                 raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
             found[names[kind]] = _grow(self._payload(kind, length))
 
     def frames(self) -> Iterator[list[bytes]]:
-        """Each frame's coded tiles, checked against the frame's checksum.
-
-        The file must stand at ``frames_at``.
-        """
+        """Each frame's coded tiles, checked against the frame's checksum."""
+        self._fp.seek(self.frames_at)
         read = 0
         while read < self.header.frames:
             kind, length = self._next()
             if kind == FRAME:
                 yield _split(self._payload(kind, length), self.header.tiles)
                 read += 1
-            elif kind in METADATA.values() or kind == HEAD:
-                raise OSError(f"damaged LIC file: {kind.decode()} chunk after the first frame")
             else:
                 self._skip_unknown(kind, length)
+
+    def verify(self) -> None:
+        """Compare every checksum without decoding; ``OSError`` if one is wrong."""
+        for _ in self.frames():
+            pass
 
     def _next(self) -> tuple[bytes, int]:
         kind = _exactly(self._fp, 4)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from pillow_lic.container import CONTEXTS, MAX_TILE, QUANTIZERS
+
 QUALITY_MIN, QUALITY_MAX, QUALITY_STEPS = 1.0, 8.0, 256
 
-CONTEXTS = ("none",)
-QUANTIZERS = ("scalar",)
 EFFORTS = (0,)
 
 _PLANNED = {
@@ -32,7 +33,7 @@ class EncoderOptions:
     model      name of an installed model, or the path of a .safetensors file; default "mse"
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
                enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
-    tile       side in pixels of independently coded tiles, a multiple of 64 from 64 to 16384, or
+    tile       side in pixels of independently coded tiles, a multiple of 64 from 64 to 2048, or
                0 for one tile; None: 512 above one megapixel
 
     Raises ``TypeError`` for values of the wrong kind and ``ValueError`` for those out of range.
@@ -52,8 +53,7 @@ class EncoderOptions:
             raise ValueError(f"quality must be a number from 1 to 8, not {self.quality!r}")
         _choice("context", self.context, ("auto", *CONTEXTS))
         _choice("quantizer", self.quantizer, QUANTIZERS)
-        if isinstance(self.effort, bool) or not isinstance(self.effort, int):
-            raise TypeError(f"effort must be an integer, not {self.effort!r}")
+        object.__setattr__(self, "effort", _integer("effort", self.effort))
         if self.effort not in EFFORTS:
             raise ValueError(f"effort must be 0 in this version, not {self.effort}")
         object.__setattr__(self, "model", os.fspath(self.model))
@@ -66,10 +66,9 @@ class EncoderOptions:
     def _check_tile(self) -> None:
         if self.tile is None:
             return
-        if isinstance(self.tile, bool) or not isinstance(self.tile, int):
-            raise TypeError(f"tile must be an integer, not {self.tile!r}")
-        if self.tile and (self.tile % 64 or not 64 <= self.tile <= 16384):
-            raise ValueError(f"tile must be 0 or a multiple of 64 from 64 to 16384, not {self.tile}")
+        object.__setattr__(self, "tile", _integer("tile", self.tile))
+        if self.tile % 64 or not 0 <= self.tile <= MAX_TILE:
+            raise ValueError(f"tile must be 0 or a multiple of 64 from 64 to {MAX_TILE}, not {self.tile}")
 
     @property
     def quality_code(self) -> int:
@@ -99,8 +98,13 @@ def set_defaults(**options: Any) -> None:
     defaults = replace(defaults, **options)
 
 
-def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = frozenset()) -> EncoderOptions:
-    """Options of a save call; names that mean nothing here warn, as ``also_known`` ones do not."""
+def options_from(
+    values: Mapping[str, Any], *, also_known: frozenset[str] = frozenset(), stacklevel: int = 4
+) -> EncoderOptions:
+    """Options of a save call; names that mean nothing here warn, as ``also_known`` ones do not.
+
+    ``stacklevel`` is that of the warning, for the user's line to be named.
+    """
     known = {k: v for k, v in values.items() if k in OPTION_NAMES}
     for name in values:
         if name not in OPTION_NAMES and name not in also_known:
@@ -108,7 +112,7 @@ def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = froz
 
             near = difflib.get_close_matches(name, OPTION_NAMES | also_known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=4)
+            warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=stacklevel)
     return replace(defaults, **known)
 
 
@@ -119,9 +123,20 @@ def _number(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number from 1 to 8, not {value!r}") from None
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a number from 1 to 8, not {value!r}")
     return number
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an integer, not {value!r}")
 
 
 def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pillow_lic.container import fits_one_tile
 from pillow_lic.models.transforms import LATENT_STRIDE
 
 Pixels = NDArray[np.uint8]
@@ -41,7 +42,8 @@ class Tile:
 
 def default_tile(width: int, height: int) -> int:
     """Tile side for a picture: 512 above one megapixel, else 0 for a single tile."""
-    return DEFAULT_TILE if width * height > MEGAPIXEL else 0
+    small = width * height <= MEGAPIXEL and fits_one_tile(width, height)
+    return 0 if small else DEFAULT_TILE
 
 
 def latent_size(pixels: int) -> int:

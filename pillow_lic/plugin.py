@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from io import BytesIO
 from typing import IO, Any
 
@@ -53,8 +54,6 @@ class LicImageFile(ImageFile.ImageFile):
 
         if self.fp is None or self.fp.closed:
             raise OSError("the LIC file was closed before its pixels were loaded")
-        # A load that failed may be tried again: always begin at the frames' place.
-        self.fp.seek(reader.frames_at)
         pixels = codec.decode(reader.header, next(reader.frames()))
         # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
         if self._exclusive_fp:
@@ -70,17 +69,11 @@ class LicImageFile(ImageFile.ImageFile):
         """Compare the file's checksums; ``OSError`` if one is wrong.  The image cannot be used after."""
         if self.fp is None or self._reader is None:
             raise RuntimeError("verify must be called directly after open")
-        self.fp.seek(self._reader.frames_at)
-        for _ in self._reader.frames():
-            pass
+        self._reader.verify()
         if self._exclusive_fp:
             self.fp.close()
         self.fp = None
         self._reader = None
-
-    def __getstate__(self) -> list[Any]:
-        self.load()
-        return super().__getstate__()
 
     def __setstate__(self, state: list[Any]) -> None:
         self._lock, self._reader = threading.Lock(), None
@@ -102,16 +95,15 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     info = dict(im.encoderinfo)
     if save_all and (list(info.get("append_images", ())) or getattr(im, "n_frames", 1) > 1):
         raise ValueError("LIC holds one frame in this version; save the frames one by one")
-    opts = options.options_from(info, also_known=SAVE_EXTRAS)
+    opts = options.options_from(info, also_known=SAVE_EXTRAS, stacklevel=5 if save_all else 4)
     if im.mode not in container.MODES:
-        wanted = "L" if im.mode in ("1", "I", "F", "I;16", "LA", "La") else "RGB"
         raise OSError(
-            f"cannot write mode {im.mode} as LIC; supported are {' and '.join(container.MODES)}: "
-            f'use im.convert("{wanted}")'
+            f"cannot write mode {im.mode} as LIC; supported are {' and '.join(container.MODES)}: {advice(im.mode)}"
         )
     if 0 in im.size:
         raise ValueError("cannot write an empty image as LIC")
-    metadata = _metadata(im, info)
+    # icc_profile=None drops the image's own profile, no icc_profile keeps it.
+    metadata = metadata_from({"icc_profile": im.info.get("icc_profile")} | info)
 
     import numpy as np
 
@@ -127,16 +119,23 @@ def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     save(im, fp, filename, save_all=True)
 
 
-def _metadata(im: Image.Image, info: dict[str, Any]) -> dict[str, bytes]:
-    """EXIF and XMP as given, the ICC profile as given or else the image's own (None drops it)."""
-    exif = info.get("exif")
-    if isinstance(exif, Image.Exif):
-        exif = exif.tobytes()
-    xmp = info.get("xmp")
-    if isinstance(xmp, str):
-        xmp = xmp.encode("utf-8")
-    icc = info["icc_profile"] if "icc_profile" in info else im.info.get("icc_profile")
-    found = {"exif": exif, "icc_profile": icc, "xmp": xmp}
+def advice(mode: str) -> str:
+    """What to do with an image of a mode that LIC does not hold."""
+    if mode in ("I", "F") or mode.startswith("I;16"):
+        return 'scale its values to 0...255 and use im.convert("L")'
+    return f'use im.convert("{"L" if mode in ("1", "LA", "La") else "RGB"}")'
+
+
+def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
+    """EXIF (bytes or ``Image.Exif``), ICC profile and XMP among save options, as bytes.
+
+    Raises ``TypeError`` for values of another kind.
+    """
+    found = {name: options.get(name) for name in container.METADATA}
+    if isinstance(found["exif"], Image.Exif):
+        found["exif"] = found["exif"].tobytes()
+    if isinstance(found["xmp"], str):
+        found["xmp"] = found["xmp"].encode("utf-8")
     for name, value in found.items():
         if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
             raise TypeError(f"{name} must be bytes, not {type(value).__name__}")

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 import pillow_lic
+from pillow_lic.bench import metrics
 
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 pillow_lic.register_lic_opener()
 
 IMAGES = Path(__file__).parent / "images"
@@ -38,8 +42,7 @@ def pixels_of(data: bytes) -> np.ndarray:
 
 
 def psnr(a: object, b: object) -> float:
-    difference = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    return float(10 * np.log10(255**2 / np.mean(difference**2)))
+    return metrics.psnr(np.asarray(a), np.asarray(b))
 
 
 @pytest.fixture

@@ -48,12 +48,14 @@ def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     target.write_bytes(target.read_bytes()[:-9])
     cases = [
         (["info", str(source)], 1, "is not a LIC file"),
+        (["info", "--verify", str(source)], 1, "is not a LIC file"),
         (["info", str(tmp_path / "none.lic")], 1, "No such file"),
         (["info", "--verify", str(target)], 1, "truncated"),
         (["convert", str(target), str(tmp_path / "y.png")], 1, "truncated"),
         (["convert", str(source), str(tmp_path / "y.lic"), "--quality", "12"], 2, "quality must be"),
         (["convert", str(source), str(tmp_path / "y.lic"), "--context", "magic"], 2, "context must be"),
         (["convert", str(source), str(tmp_path / "y.xyz")], 2, "no format"),
+        (["convert", str(source), str(tmp_path / "y.psd")], 2, "no format that can be written"),
         (["convert", str(source), str(tmp_path / "y.lic"), "--model", "none"], 1, "no model 'none'"),
         (["bench", str(tmp_path / "nowhere")], 1, "no images"),
         (["bench", str(tmp_path), "--codecs", "gif"], 2, "no codec 'gif'"),
@@ -90,6 +92,9 @@ def test_modes_that_lic_does_not_hold(tmp_path: Path, capsys: pytest.CaptureFixt
     Image.new("CMYK", (20, 20)).save(tmp_path / "c.jpg")
     assert main(["convert", str(tmp_path / "c.jpg"), str(tmp_path / "c.lic")]) == 0
     assert "mode CMYK; written as RGB" in capsys.readouterr().err
+    Image.new("I;16", (20, 20)).save(tmp_path / "i.png")
+    assert main(["convert", str(tmp_path / "i.png"), str(tmp_path / "i.lic")]) == 1
+    assert "scale its values" in capsys.readouterr().err
     Image.new("RGBA", (20, 20)).save(tmp_path / "a.png")
     assert main(["convert", str(tmp_path / "a.png"), str(tmp_path / "a.lic")]) == 1
     assert "transparency" in capsys.readouterr().err
@@ -114,8 +119,30 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {p.name for p in output.iterdir()} >= {"jpeg.json", "webp.json", "psnr.png", "ms-ssim.png"}
 
 
-def test_dry_run_of_training(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
+SMALL_RECIPE = """
+name = "small"
+[schedule]
+minutes = 600
+[model]
+latents = 64
+analysis = [0, 0]
+synthesis = [0, 0]
+hyper_channels = 16
+hyperlatents = 8
+[batches]
+size = 64
+batch = 2
+"""
+
+
+def test_dry_run_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pillow_lic.training.run.TABLE_IMAGES", 2)
+    recipe, output = tmp_path / "recipe.toml", tmp_path / "m.safetensors"
+    argv = ["train", str(recipe), "--data", str(IMAGES), "--output", str(output), "--run", str(tmp_path / "run")]
     recipe.write_text('name = "t"\n[schedule]\nsteps = 9\n[typo]\n')
-    argv = ["train", str(recipe), "--data", str(IMAGES), "--output", str(tmp_path / "m.safetensors")]
-    assert main([*argv, "--run", str(tmp_path / "run")]) == 2
+    assert main(argv) == 2
+    recipe.write_text(SMALL_RECIPE)
+    assert main([*argv, "--max-steps", "3"]) == 0
+    assert json.loads(output.with_suffix(".json").read_text())["training"]["step"] == 3
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert main([*argv, "--validation", str(tmp_path / "nowhere"), "--max-steps", "3"]) == 1

@@ -18,10 +18,8 @@ CPU = torch.device("cpu")
 
 
 def symbols_of(data: bytes) -> list[np.ndarray]:
-    fp = BytesIO(data)
-    reader = container.Reader(fp)
+    reader = container.Reader(BytesIO(data))
     reader.metadata()
-    fp.seek(reader.frames_at)
     header = reader.header
     tiles = tiles_of(header.width, header.height, header.tile)
     found = []
@@ -107,6 +105,15 @@ def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None
     assert np.abs(whole.astype(int) - tiled).max() <= 1
 
 
+def test_what_does_not_fit_one_tile(photo: Image.Image) -> None:
+    wide = photo.resize((300_000, 1))
+    with pytest.raises(ValueError, match="too large for one tile"):
+        coded(wide, tile=0)
+    with Image.open(BytesIO(coded(wide, quality=1))) as image:
+        assert image.size == wide.size
+        image.verify()
+
+
 def test_large_pictures_are_tiled_by_default(photo: Image.Image) -> None:
     large = photo.resize((1280, 900))
     data = coded(large, quality=2)
@@ -115,8 +122,8 @@ def test_large_pictures_are_tiled_by_default(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_symbols_do_not_depend_on_threads_or_precision(
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_decoding_does_not_depend_on_threads_and_hardly_on_precision(
     photo: Image.Image, precision: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = coded(photo, quality=4)
@@ -171,10 +178,8 @@ def test_a_file_of_another_model_says_so(small: Image.Image, tmp_path: object) -
     data = bytearray(coded(small))
     header = container.Reader(BytesIO(data)).header
     other = container.Header(header.width, header.height, "RGB", b"\1\2\3\4\5\6\7\x08", header.quality_code)
-    fp = BytesIO(data)
-    reader = container.Reader(fp)
+    reader = container.Reader(BytesIO(data))
     reader.metadata()
-    fp.seek(reader.frames_at)
     changed = container.write(other, {}, list(reader.frames()))
     with (
         Image.open(BytesIO(changed)) as image,

@@ -17,14 +17,13 @@ def read(data: bytes) -> tuple[Header, dict[str, bytes], list[list[bytes]]]:
     fp = BytesIO(data)
     reader = Reader(fp)
     metadata = reader.metadata()
-    fp.seek(reader.frames_at)
     return reader.header, metadata, list(reader.frames())
 
 
 headers = st.builds(
     Header,
-    st.integers(1, container.MAX_SIDE),
-    st.integers(1, container.MAX_SIDE),
+    st.integers(1, 2048),
+    st.integers(1, 2048),
     st.sampled_from(container.MODES),
     st.binary(min_size=8, max_size=8),
     st.integers(0, container.MAX_QUALITY_CODE),
@@ -110,13 +109,16 @@ def test_metadata_that_unpack_to_too_much_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(container, "MAX_METADATA", 4000)
     with pytest.raises(OSError, match="too long"):
         read(data)
+    monkeypatch.setattr(container, "MAX_METADATA", 5000)
+    assert read(container.write(HEADER, {"xmp": bytes(range(250)) * 20}, [[b"a"]]))[1]["xmp"][:3] == b"\0\1\2"
+    monkeypatch.setattr(container, "MAX_METADATA", 4000)
     with pytest.raises(ValueError, match="at most 4000"):
         container.write(HEADER, {"xmp": b"\0" * 5000}, [[b"abcd"]])
 
 
 def test_more_tiles_than_bytes_are_refused_before_they_are_counted() -> None:
     header = replace(HEADER, width=2**24, height=2**24, tile=64)
-    good = container.write(replace(header, tile=0), {}, [[b"abcd"]])
+    good = container.write(HEADER, {}, [[b"abcd"]])
     start = good.index(b"FRAM")
     head = container._chunk(b"HEAD", header.pack())
     with pytest.raises(OSError, match="fewer bytes than tiles"):
@@ -124,12 +126,34 @@ def test_more_tiles_than_bytes_are_refused_before_they_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"width": 0}, {"height": 2**25}, {"quality_code": 1793}, {"frames": 2}, {"tile": 2**26}]
+    "change", [{"width": 0}, {"height": 2**25}, {"quality_code": 1793}, {"frames": 2}, {"tile": 2112}]
 )
 def test_impossible_headers(change: dict[str, int]) -> None:
     payload = replace(HEADER, **change).pack()  # type: ignore[arg-type]
     with pytest.raises(OSError, match="damaged"):
         Header.unpack(payload)
+
+
+def test_what_one_tile_may_hold_is_bounded() -> None:
+    """So that what a decoder allocates at once is, whatever a header claims."""
+    for width, height, fits in ((2048, 2048, True), (2064, 2048, False), (2**18, 1, True), (2**18 + 1, 1, False)):
+        payload = replace(HEADER, width=width, height=height).pack()
+        if fits:
+            assert Header.unpack(payload).width == width
+        else:
+            with pytest.raises(OSError, match="without tiles"):
+                Header.unpack(payload)
+        assert Header.unpack(replace(HEADER, width=width, height=height, tile=512).pack()).tile == 512
+
+
+def test_flags_that_say_nothing_are_refused() -> None:
+    payload = bytearray(HEADER.pack())
+    payload[4] |= container._TILED
+    with pytest.raises(OSError, match="impossible size of tiles"):
+        Header.unpack(bytes(payload) + b"\0")
+    payload[4] ^= container._TILED | container._MANY
+    with pytest.raises(OSError, match="impossible values"):
+        Header.unpack(bytes(payload) + b"\1")
 
 
 def test_codes_of_later_versions_are_named() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from io import BytesIO
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 from conftest import coded, pixels_of
 from PIL import Image, UnidentifiedImageError
 
-from pillow_lic import container
+from pillow_lic import codec, container
 
 
 def outcome(data: bytes) -> str:
@@ -40,12 +41,19 @@ def test_every_cut(tiny: bytes) -> None:
         assert outcome(tiny[:length]) == "error", length
 
 
+def test_a_wrong_mean_is_found(small: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Means decide no probability, but the picture: the checksum covers them too."""
+    data = coded(small)
+    priors = codec._priors
+    monkeypatch.setattr(codec, "_priors", lambda *a: (priors(*a)[0] + 1, priors(*a)[1]))
+    with Image.open(BytesIO(data)) as image, pytest.raises(OSError, match="fail their checksum"):
+        image.load()
+
+
 def with_payload(data: bytes, change: object) -> bytes:
     """The file with its coded tile changed and every outer checksum made right again."""
-    fp = BytesIO(data)
-    reader = container.Reader(fp)
+    reader = container.Reader(BytesIO(data))
     reader.metadata()
-    fp.seek(reader.frames_at)
     (tile,) = next(reader.frames())
     return container.write(reader.header, {}, [[change(tile)]])  # type: ignore[operator]
 
@@ -95,7 +103,10 @@ def test_bytes_after_the_last_frame_are_ignored(small: Image.Image) -> None:
 
 
 def test_forty_bytes_cannot_claim_a_gigapixel() -> None:
-    header = container.Header(2**24, 2**24, "RGB", b"12345678", 0)
+    header = container.Header(2**24, 2**24, "RGB", b"12345678", 0, tile=512)
     data = container.write(header, {}, [[b""]])
+    assert len(data) < 60
     with pytest.raises(Image.DecompressionBombError):
         Image.open(BytesIO(data))
+    with pytest.raises(Image.DecompressionBombError):
+        iio.imread(data, extension=".lic")

@@ -51,13 +51,14 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     "setting",
     [
         lambda: threads(1),
+        lambda: threads(4),
         lambda: matmul_precision("medium"),
         lambda: default_dtype(torch.bfloat16),
         lambda: torch.autocast("cpu", torch.bfloat16),
         torch.inference_mode,
         torch.no_grad,
     ],
-    ids=["1 thread", "medium", "bf16 default", "autocast", "inference", "no_grad"],
+    ids=["1 thread", "4 threads", "medium", "bf16 default", "autocast", "inference", "no_grad"],
 )
 def test_the_same_numbers_under_any_setting(setting: object) -> None:
     network = load_model("mse").exact

@@ -39,6 +39,8 @@ def test_quality_of_another_kind(value: object) -> None:
         ("effort", 3, "effort must be"),
         ("tile", 100, "multiple of 64"),
         ("tile", -64, "multiple of 64"),
+        ("tile", 2112, "multiple of 64"),
+        ("quality", 10**400, "quality must be"),
     ],
 )
 def test_values_that_do_not_exist(name: str, value: object, message: str) -> None:
@@ -50,6 +52,11 @@ def test_values_that_do_not_exist(name: str, value: object, message: str) -> Non
 def test_values_of_another_kind(name: str, value: object) -> None:
     with pytest.raises(TypeError, match=name):
         EncoderOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    opts = EncoderOptions(effort=np.int64(0), tile=np.int32(128))  # type: ignore[arg-type]
+    assert (opts.effort, opts.tile) == (0, 128)
 
 
 def test_quality_code_covers_the_range_in_256ths() -> None:

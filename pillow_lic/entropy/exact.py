@@ -67,6 +67,8 @@ class ExactLayer:
     def load(cls, tensors: Mapping[str, Tensor], name: str) -> ExactLayer:
         """Take a layer from a model's tensors and check that its sums are exact."""
         weight = tensors[f"{name}.weight"]
+        if any(tensors[f"{name}.{part}"].is_floating_point() for part in ("weight", "bias", "shift")):
+            raise ValueError(f"the model's layer {name} does not consist of integers")
         bias = tensors[f"{name}.bias"].to(torch.int64).numpy()
         shift = tensors[f"{name}.shift"].to(torch.int64).numpy()
         layer = cls(weight.flatten(1).to(torch.float64), bias, shift, weight.shape[-1])

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ class Model:
 def search_path() -> list[Path]:
     """Folders that hold models: PILLOW_LIC_MODELS, the user's data directory, the package's own."""
     given = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
-    own = [_PACKAGE / "weights", _PACKAGE.parent / "weights"]
+    checkout = _PACKAGE.parent / "weights"
+    own = [_PACKAGE / "weights", *([checkout] if (_PACKAGE.parent / "pyproject.toml").is_file() else [])]
     return [*given, user_data_path("pillow-lic") / "models", *own]
 
 
@@ -132,13 +134,27 @@ def model_by_identity(identity: bytes) -> Model:
         if identity in _loaded:
             return _loaded[identity]
         for path in _installed():
-            if _identity(path) == identity:
-                return _load(path)
+            if _identity_or_none(path) == identity:
+                return _load_to_decode(path)
     raise OSError(
         f"this LIC file was written with the model {identity.hex()}, which is not installed; "
         f"put its .safetensors file into {user_data_path('pillow-lic') / 'models'} "
         f"or a folder named in {SEARCH_PATH_VARIABLE}"
     )
+
+
+def _identity_or_none(path: Path) -> bytes | None:
+    """One file that cannot be read must not hide the others."""
+    with suppress(OSError):
+        return _identity(path)
+    return None
+
+
+def _load_to_decode(path: Path) -> Model:
+    try:
+        return _load(path)
+    except ValueError as error:
+        raise OSError(str(error)) from error
 
 
 def _installed() -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pillow_lic.entropy.exact import (
@@ -149,7 +149,8 @@ def write_model(
     tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
     ExactHyperSynthesis({k.removeprefix("exact."): v for k, v in tensors.items()}, SCALES)
     about = {"format": FORMAT, "architecture": model.arch.as_dict(), "skip": skip}
-    save_file(tensors, path, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
+    data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
+    path.write_bytes(data)  # not save_file, which makes files that only their owner can read
 
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, load_model
 from pillow_lic.options import EncoderOptions
 from pillow_lic.training import export, validate
+from pillow_lic.training.data import image_files
 from pillow_lic.training.loop import Trainer, progress
 from pillow_lic.training.recipe import Recipe
 
@@ -46,6 +48,10 @@ def train(
         torch.set_num_threads(threads)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
+    if validation is not None:
+        import bjontegaard  # noqa: F401  (better now than after hours of training)
+
+        image_files(validation)
     folder.mkdir(parents=True, exist_ok=True)
     _say(f"decoding the images of {data}")
     trainer = Trainer(recipe, data, device)
@@ -70,9 +76,11 @@ def finish(
     model: HyperpriorModel, recipe: Recipe, data: str | Path, output: Path, validation: str | Path | None
 ) -> dict[str, float]:
     """Make the integer network and its tables, write the model, and measure it."""
-    export.write_model(model, output, export.make_tables(), skip=0)
     _say(f"measuring the symbols of {TABLE_IMAGES} training images for the probability tables")
-    counts = export.count_magnitudes(seen_symbols(output, data, TABLE_IMAGES))
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.safetensors"
+        export.write_model(model, plain, export.make_tables(), skip=0)
+        counts = export.count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))
     export.write_model(model, output, export.make_tables(counts))
     if validation is None:
         return {}

@@ -93,7 +93,7 @@ class ExactLayer:
         start = torch.from_numpy(interpolate(self.bias, quality_code) + half).to(x)
         scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(x)
         # Scaling by a power of two is exact and floor is too: an arithmetic shift.
-        out = torch.floor((self.weight @ columns + start[:, None]) * scale[:, None])
+        out = torch.addmm(start[:, None], self.weight, columns).mul_(scale[:, None]).floor_()
         return out.reshape(-1, h, w)
 
 

@@ -1,0 +1,43 @@
+"""Files of format version 1 decode for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+GOLDEN = Path(__file__).parent / "golden"
+FILES = ("colour", "grey-tiled", "noise")
+
+
+@pytest.fixture(autouse=True)
+def _golden_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(GOLDEN))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels(name: str) -> None:
+    """The checksum in the file proves the symbols and means; the pixels may round differently."""
+    with Image.open(GOLDEN / f"{name}.lic") as image, Image.open(GOLDEN / f"{name}.png") as expected:
+        assert (image.size, image.mode) == (expected.size, expected.mode)
+        difference = np.abs(np.asarray(image, int) - np.asarray(expected, int))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.1
+
+
+def test_metadata() -> None:
+    with Image.open(GOLDEN / "colour.lic") as image:
+        assert image.info["quality"] == pytest.approx(3.3, abs=1 / 512)
+        assert image.info["xmp"] == b"<x/>" * 40
+        assert image.getexif()[0x013B] == "somebody"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_encoding_again_gives_a_file_that_decodes_alike(name: str, tmp_path: Path) -> None:
+    model = str(GOLDEN / "golden.safetensors")
+    with Image.open(GOLDEN / f"{name}.lic") as image:
+        image.save(tmp_path / "again.lic", quality=8, model=model)
+        with Image.open(tmp_path / "again.lic") as again:
+            assert np.abs(np.asarray(again, int) - np.asarray(image, int)).mean() < 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -120,6 +121,7 @@ def manifest(
         "scales": SCALES,
         "training": {
             **about,
+            "commit": _commit(),
             "finished": datetime.now(UTC).date().isoformat(),
             "torch": torch.__version__,
             "sources": "docs/training-data.md" if sources.exists() else str(Path(data).name),
@@ -150,6 +152,15 @@ class _Log:
             done = progress(self._recipe.schedule, record["step"], record["seconds"])
             self._bar.n = round(100 * min(1.0, done), 1)
             self._bar.set_postfix(step=record["step"], loss=record["loss"])
+
+
+def _commit() -> str | None:
+    """The commit of this code, if it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _device_name(device: str) -> str:

@@ -6,10 +6,12 @@ and ``imageio.imread("x.lic")`` work.  Torch is imported when the first picture 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pillow_lic import plugin as _plugin
-from pillow_lic.options import EncoderOptions, set_defaults
+
+if TYPE_CHECKING:
+    from pillow_lic.options import EncoderOptions, set_defaults
 
 __all__ = ["EncoderOptions", "__version__", "register_lic_opener", "set_defaults"]
 
@@ -27,7 +29,18 @@ def register_lic_opener(**defaults: Any) -> None:
     _plugin.register()
     register_when_imported()
     if defaults:
+        from pillow_lic.options import set_defaults
+
         set_defaults(**defaults)
+
+
+def __getattr__(name: str) -> Any:
+    """The options when they are asked for: dataclasses are most of what importing them costs."""
+    if name in ("EncoderOptions", "set_defaults"):
+        from pillow_lic import options
+
+        return getattr(options, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 register_lic_opener()

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-SIGNATURE = b"\x8bLIC\r\n\x1a\n"
+from pillow_lic.signature import SIGNATURE
+
 VERSION = 1
 
 HEAD, FRAME = b"HEAD", b"FRAM"
@@ -136,11 +137,6 @@ def write(header: Header, metadata: Mapping[str, bytes], frames: Sequence[Sequen
             raise ValueError("the picture's data does not fit one frame of a LIC file (2 GiB)")
         parts.append(_chunk(FRAME, payload))
     return b"".join(parts)
-
-
-def accept(prefix: bytes) -> bool:
-    """Whether a file that begins so is one of ours."""
-    return prefix.startswith(SIGNATURE)
 
 
 class Reader:

@@ -1,15 +1,23 @@
-"""Pillow's contract: how a .lic file is opened, loaded and saved.  Imports torch only to code."""
+"""Pillow's contract: how a .lic file is opened, loaded and saved.
+
+Imported by every process that might meet a .lic file: what opening and coding need, torch above
+all, is imported when they happen.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
-from pillow_lic import container, options
+from pillow_lic.signature import accept
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pillow_lic import container
 
 FORMAT = "LIC"
 MIME = "image/x-lic"
@@ -25,6 +33,8 @@ class LicImageFile(ImageFile.ImageFile):
     format_description = "Learned image codec"
 
     def _open(self) -> None:
+        from pillow_lic import container
+
         assert self.fp is not None
         reader = container.Reader(self.fp)
         header = reader.header
@@ -82,6 +92,8 @@ class LicImageFile(ImageFile.ImageFile):
 
 def info_of(header: container.Header) -> dict[str, Any]:
     """What ``im.info`` tells about the coding."""
+    from pillow_lic import options
+
     return {
         "quality": options.quality_of(header.quality_code),
         "context": header.context,
@@ -92,6 +104,8 @@ def info_of(header: container.Header) -> dict[str, Any]:
 
 def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool = False) -> None:
     """Save handler: checks everything and codes the whole picture before it writes."""
+    from pillow_lic import container, options
+
     info = dict(im.encoderinfo)
     if save_all and (list(info.get("append_images", ())) or getattr(im, "n_frames", 1) > 1):
         raise ValueError("LIC holds one frame in this version; save the frames one by one")
@@ -131,6 +145,8 @@ def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
 
     Raises ``TypeError`` for values of another kind.
     """
+    from pillow_lic import container
+
     found = {name: options.get(name) for name in container.METADATA}
     if isinstance(found["exif"], Image.Exif):
         found["exif"] = found["exif"].tobytes()
@@ -146,7 +162,7 @@ def register() -> None:
     """Tell Pillow about the format; doing it twice changes nothing."""
     if FORMAT in Image.OPEN:
         return
-    Image.register_open(FORMAT, LicImageFile, container.accept)
+    Image.register_open(FORMAT, LicImageFile, accept)
     Image.register_save(FORMAT, save)
     Image.register_save_all(FORMAT, save_all)
     Image.register_extension(FORMAT, EXTENSION)

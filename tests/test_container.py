@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pillow_lic import container
 from pillow_lic.container import Header, Reader
+from pillow_lic.signature import accept
 
 HEADER = Header(300, 200, "RGB", b"modelid8", 700)
 
@@ -51,8 +52,8 @@ def test_overhead_of_a_small_picture_is_at_most_48_bytes() -> None:
 def test_another_signature_is_not_ours() -> None:
     with pytest.raises(SyntaxError):
         Reader(BytesIO(b"\x89PNG\r\n\x1a\n" + b"\0" * 40))
-    assert not container.accept(b"\x89PNG")
-    assert container.accept(container.write(HEADER, {}, [[b""]])[:16])
+    assert not accept(b"\x89PNG")
+    assert accept(container.write(HEADER, {}, [[b""]])[:16])
 
 
 def test_text_mode_damage_shows() -> None:

@@ -41,7 +41,7 @@ def main() -> None:
     exif[0x013B] = "somebody"
     colour.save(HERE / "colour.lic", quality=3.3, model=model, exif=exif, xmp=b"<x/>" * 40, icc_profile=None)
     colour.convert("L").save(HERE / "grey-tiled.lic", quality=6, model=model, tile=64)
-    # Noise at the highest quality: escapes from the tables, large symbols.
+    # Noise and hard edges at the highest quality: large symbols.
     noise = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     noise[:20] = 255 * (noise[:20] > 127)
     Image.fromarray(noise).save(HERE / "noise.lic", quality=8, model=model)

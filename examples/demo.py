@@ -87,7 +87,10 @@ def side_by_side(pictures: dict[str, np.ndarray], path: Path) -> None:
 
 def main() -> None:
     """Code every photograph at several qualities and print the table."""
-    photos = photographs(sys.argv[1:])
+    try:
+        photos = photographs(sys.argv[1:])
+    except OSError as error:
+        sys.exit(f"demo: {error}")
     OUTPUT.mkdir(exist_ok=True)
     # The first picture loads torch and the weights; that is not what the table is to show.
     warm = Image.fromarray(next(iter(photos.values())))

@@ -9,6 +9,8 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +143,7 @@ def _convert(args: argparse.Namespace) -> None:
     if target.suffix.lower() == EXTENSION:
         opts = _encoder_options(args)
         options = {n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "model", "device")}
-    with Image.open(source) as opened:
+    with _progress(), Image.open(source) as opened:
         opened.load()  # some formats keep their metadata behind the pixels
         options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}
         if "exif" not in options and (exif := opened.getexif()):
@@ -153,6 +155,26 @@ def _convert(args: argparse.Namespace) -> None:
         area = image.width * image.height
     before, after = source.stat().st_size, target.stat().st_size
     print(f"{source} -> {target}: {before} -> {after} bytes, {8 * after / area:.4f} bpp")
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """A bar over the tiles of whatever LIC codes or decodes, once that takes two seconds."""
+    from tqdm import tqdm
+
+    from pillow_lic import codec
+
+    with tqdm(unit="tile", desc="convert", delay=2, leave=False) as bar:
+
+        def on_tile(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        token = codec.on_tile.set(on_tile)
+        try:
+            yield
+        finally:
+            codec.on_tile.reset(token)
 
 
 def _supported(image: Image.Image, source: Path) -> Image.Image:

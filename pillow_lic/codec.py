@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -43,6 +44,9 @@ from pillow_lic.quantizers import scalar
 
 Indices = NDArray[np.uint8]
 
+on_tile: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_tile", default=None)
+"""Called with the tiles done and their number after each tile, by whoever wants to show progress."""
+
 WORTH_CUDA = 256 * 256
 """Pixels from which a transfer to the GPU pays."""
 
@@ -67,13 +71,16 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     mode = check_pixels(array)
     height, width = array.shape[:2]
     model = load_model(opts.model)
-    tile = default_tile(width, height) if opts.tile is None else opts.tile
-    if not tile and not container.fits_one_tile(width, height):
+    side = default_tile(width, height) if opts.tile is None else opts.tile
+    if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
-    header = Header(width, height, mode, model.identity, opts.quality_code, opts.context_name, opts.quantizer, tile)
+    header = Header(width, height, mode, model.identity, opts.quality_code, opts.context_name, opts.quantizer, side)
     device = choose_device(opts.device, width * height)
     with _quiet(device):
-        tiles = [_pack(model, t) for t in analyse(model, array, header, device)]
+        tiles = []
+        for tile in analyse(model, array, header, device):
+            tiles.append(_pack(model, tile))
+            _report(len(tiles), header)
     return container.write(header, metadata or {}, [tiles])
 
 
@@ -152,6 +159,7 @@ def _synthesise(model: Model, header: Header, coded: Sequence[bytes], array: Pix
             while done < len(tiles) and (last or tiles[done].row < tile.row):
                 _put_tile(model, header, tiles[done], latents, array)
                 done += 1
+                _report(done, header)
 
 
 def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
@@ -228,6 +236,12 @@ def _crop(y: Tensor, tile: Tile, around: Tile) -> Tensor:
 
 def _quality(header: Header, device: torch.device) -> Tensor:
     return torch.tensor([options.quality_of(header.quality_code)], dtype=torch.float32, device=device)
+
+
+def _report(done: int, header: Header) -> None:
+    callback = on_tile.get()
+    if callback is not None:
+        callback(done, header.tiles)
 
 
 @contextmanager

@@ -105,6 +105,16 @@ def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None
     assert np.abs(whole.astype(int) - tiled).max() <= 1
 
 
+def test_progress_is_reported_by_tile(photo: Image.Image) -> None:
+    seen: list[tuple[int, int]] = []
+    token = codec.on_tile.set(lambda done, total: seen.append((done, total)))
+    try:
+        pixels_of(coded(photo, tile=128))
+    finally:
+        codec.on_tile.reset(token)
+    assert seen == [(n, 4) for n in range(1, 5)] * 2
+
+
 def test_what_does_not_fit_one_tile(photo: Image.Image) -> None:
     wide = photo.resize((300_000, 1))
     with pytest.raises(ValueError, match="too large for one tile"):

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--output", default="model.safetensors", metavar="FILE", help="(%(default)s)")
     train.add_argument("--run", dest="folder", default="runs", metavar="DIR",
                        help="checkpoint and log; a run found there is continued (%(default)s)")  # fmt: skip
+    train.add_argument("--start", metavar="FILE", help="begin with the weights of another run's checkpoint.pt")
     train.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     train.add_argument("--threads", type=int, help="CPU threads (all cores)")
     train.add_argument("--max-steps", type=int, metavar="N", help="dry run: stop after N steps")
@@ -256,8 +257,9 @@ def _train(args: argparse.Namespace) -> None:
         raise UsageError(str(error)) from None
     if args.max_steps is not None:
         recipe = recipe.limited(args.max_steps)
+    start = Path(args.start) if args.start else None
     train(recipe, args.data, Path(args.output), Path(args.folder), validation=args.validation,
-          device=args.device, threads=args.threads, stop_after=args.stop_after)  # fmt: skip
+          device=args.device, threads=args.threads, stop_after=args.stop_after, start=start)  # fmt: skip
 
 
 if __name__ == "__main__":

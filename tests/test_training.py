@@ -15,7 +15,7 @@ from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
 from pillow_lic.training import export, validate
 from pillow_lic.training.data import Crops, image_files
-from pillow_lic.training.loop import Trainer, rate_factor, stratified_qualities
+from pillow_lic.training.loop import LATENT_SIDE, Trainer, rate_factor, stratified_qualities
 from pillow_lic.training.losses import forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
 from pillow_lic.training.recipe import Batches, Recipe, Schedule, load_recipe
@@ -135,6 +135,35 @@ def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     other = Trainer(replace(RECIPE, model=replace(SMALL, latents=100)), IMAGES)
     with pytest.raises(ValueError, match="another architecture"):
         other.restore(checkpoint)
+
+
+def test_the_last_stage_moves_the_decoder_only(tmp_path: Path) -> None:
+    first = Trainer(RECIPE, IMAGES)
+    first.train(tmp_path / "joint.pt")
+    last = Trainer(replace(RECIPE, stage="decoder"), IMAGES)
+    last.start_from(tmp_path / "joint.pt")
+    before = {k: v.detach().clone() for k, v in last.model.named_parameters()}
+    assert all(torch.equal(v, first.average[k]) for k, v in before.items())
+    assert last.train()
+    moved = {k for k, v in last.model.named_parameters() if not torch.equal(v, before[k])}
+    assert moved
+    assert not {k for k in moved if k.startswith(LATENT_SIDE)}
+    assert any(k.startswith("synthesis.") for k in moved)
+    assert any(k.startswith("hyper_synthesis.") for k in moved)
+    with pytest.raises(ValueError, match="--start"):
+        train(replace(RECIPE, stage="decoder"), IMAGES, tmp_path / "m.safetensors", tmp_path / "run")
+
+
+def test_skipped_latents_cost_distortion_only_where_they_are_skipped() -> None:
+    model = HyperpriorModel(SMALL).eval()
+    pixels = Crops(IMAGES, 64, torch.device("cpu")).batch(2, torch.Generator().manual_seed(0))
+    quality = torch.tensor([2.0, 5.0])
+    with torch.no_grad():
+        whole = forward(model, pixels, quality, noise=False)
+        none = forward(model, pixels, quality, noise=False, skip=64)
+        same = forward(model, pixels, quality, noise=False, skip=0)
+    assert torch.equal(whole.mse, same.mse)
+    assert bool((none.mse > whole.mse).all())
 
 
 def test_from_a_recipe_to_a_file(tmp_path: Path, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,16 @@ from torch import Tensor
 from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.training.data import Crops
+from pillow_lic.training.export import SKIP
 from pillow_lic.training.losses import Outcome, forward, rate_distortion
 from pillow_lic.training.muon import make_optimisers
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
 
 CHECKPOINT_SECONDS = 120.0
 LOG_STEPS = 50
+
+LATENT_SIDE = ("analysis.", "hyper_analysis.", "log_gain", "z_inverse_gain", "z_mean")
+"""What decides the latents: frozen in the last stage."""
 
 
 class Trainer:
@@ -37,6 +41,10 @@ class Trainer:
         self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self.step, self.seconds = 0, 0.0
+        self.started = False
+        if recipe.stage == "decoder":
+            for name, p in self.model.named_parameters():
+                p.requires_grad_(not name.startswith(LATENT_SIDE))
 
     # -- state -----------------------------------------------------------------------------
 
@@ -66,6 +74,15 @@ class Trainer:
             optimiser.load_state_dict(values)
         self.step, self.seconds = state["step"], state["seconds"]
 
+    def start_from(self, path: Path) -> None:
+        """Begin a new stage with the averaged weights of another run's checkpoint."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if recipe_from(state["recipe"]).model != self.recipe.model:
+            raise ValueError(f"{path} holds another architecture than the recipe's")
+        self.model.load_state_dict(state["average"])
+        self.average = state["average"]
+        self.started = True
+
     def averaged_model(self) -> HyperpriorModel:
         """A copy of the model with the running average of the weights."""
         model = HyperpriorModel(self.recipe.model).to(self.device)
@@ -87,7 +104,7 @@ class Trainer:
         """
         batch = self.recipe.batches.batch
         generator = torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + self.step)
-        if self.step == 0:
+        if self.step == 0 and not self.started:
             initialise_priors(self.model, self.crops.batch(4 * batch, generator))
         compute = torch.compile(self._loss) if self.device.type == "cuda" else self._loss
         started, before = time.monotonic(), self.seconds
@@ -126,7 +143,10 @@ class Trainer:
 
     def _loss(self, pixels: Tensor, quality: Tensor) -> tuple[Tensor, Outcome]:
         with torch.autocast(self.device.type, torch.bfloat16):
-            outcome = forward(self.model, pixels, quality, noise=True)
+            if self.recipe.stage == "joint":
+                outcome = forward(self.model, pixels, quality, noise=True)
+            else:
+                outcome = forward(self.model, pixels, quality, noise=False, skip=SKIP)
         return rate_distortion(outcome, quality, self.recipe.lambda_balance), outcome
 
     def _set_rates(self) -> None:

@@ -21,11 +21,12 @@ class Outcome:
     z_bpp: Tensor
 
 
-def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, *, noise: bool) -> Outcome:
+def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, *, noise: bool, skip: int = 0) -> Outcome:
     """Run the codec on (B, 3, H, W) pixels in -127.5...127.5, sides multiples of 64.
 
     ``noise`` gives the rate of noisy values and the distortion of rounded ones, as Minnen et al.
-    train; without it both belong to rounded values, as in files.
+    train; without it both belong to rounded values, as in files.  Latents with a scale index
+    below ``skip`` are taken as their means, as in files too.
     """
     area = pixels.shape[2] * pixels.shape[3]
     y = model.analysis(pixels, quality).float()
@@ -37,13 +38,15 @@ def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, *, noise: b
     mean, index = model.hyper_synthesis(z_hat, quality)
     mean = mean.float()
     residual = y - mean
-    y_hat = (straight_through(residual) + mean) * inverse_gain
-    output = model.synthesis(y_hat, quality)
-    approximate = additive_noise if noise else torch.round
+    symbols = torch.where(index.round() < skip, 0.0, residual.round())
+    # Straight through: the value is the symbol's, the gradient the residual's.
+    rounded = residual + (symbols - residual).detach()
+    output = model.synthesis((rounded + mean) * inverse_gain, quality)
+    noisy = additive_noise if noise else straight_through
     return Outcome(
         mse=(output.float() - pixels).square().mean(dim=(1, 2, 3)),
-        y_bpp=gaussian_bits(approximate(residual), index.float()).sum(dim=(1, 2, 3)) / area,
-        z_bpp=gaussian_bits(approximate(z), z_index.expand_as(z)).sum(dim=(1, 2, 3)) / area,
+        y_bpp=gaussian_bits(additive_noise(residual) if noise else rounded, index.float()).sum(dim=(1, 2, 3)) / area,
+        z_bpp=gaussian_bits(noisy(z), z_index.expand_as(z)).sum(dim=(1, 2, 3)) / area,
     )
 
 

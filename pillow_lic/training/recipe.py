@@ -57,16 +57,26 @@ class Batches:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run: shapes, schedule, optimiser, crops, loss weighting and seed."""
+    """A training run: shapes, schedule, optimiser, crops, loss weighting and seed.
+
+    ``stage`` is "joint" (everything learns, from noisy latents) or "decoder": a last phase, started
+    from a finished run, in which what decides the latents is frozen and what decodes them learns
+    from those that files really hold.
+    """
 
     name: str
     schedule: Schedule
     model: Architecture = field(default_factory=Architecture)
     optimiser: Optimiser = field(default_factory=Optimiser)
     batches: Batches = field(default_factory=Batches)
+    stage: str = "joint"
     lambda_balance: float = 0.4
     ema: float = 0.999
     seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.stage not in ("joint", "decoder"):
+            raise ValueError(f"stage must be 'joint' or 'decoder', not {self.stage!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and manifests."""

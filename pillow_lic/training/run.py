@@ -39,10 +39,12 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     stop_after: float | None = None,
+    start: Path | None = None,
 ) -> bool:
     """Train, or go on training, and write the model once the schedule is finished.
 
-    ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``.  Returns False if ``stop_after`` ended
+    ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``; ``start`` is another run's checkpoint whose
+    weights a new run begins with.  Returns False if ``stop_after`` ended
     the call first.  Raises ``OSError`` for missing folders, ``ValueError`` for images too small.
     """
     if threads:
@@ -60,6 +62,10 @@ def train(
     if checkpoint.exists():
         trainer.restore(checkpoint)
         _say(f"continuing at step {trainer.step}, {trainer.seconds / 60:.1f} minutes done")
+    elif start is not None:
+        trainer.start_from(start)
+    elif recipe.stage == "decoder":
+        raise ValueError("the stage 'decoder' starts from a finished run: name its checkpoint with --start")
     with _Log(folder / "log.jsonl", recipe) as log:
         finished = trainer.train(checkpoint, log.write, stop_after)
         if not finished:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pillow_lic import plugin as _plugin
 
 if TYPE_CHECKING:
+    from pillow_lic.codec import transcode
     from pillow_lic.options import EncoderOptions, set_defaults
 
-__all__ = ["EncoderOptions", "__version__", "register_lic_opener", "set_defaults"]
+__all__ = ["EncoderOptions", "__version__", "register_lic_opener", "set_defaults", "transcode"]
 
 __version__ = "0.1.0"
 
@@ -35,11 +36,15 @@ def register_lic_opener(**defaults: Any) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """The options when they are asked for: dataclasses are most of what importing them costs."""
+    """What takes long to import, when it is asked for."""
     if name in ("EncoderOptions", "set_defaults"):
         from pillow_lic import options
 
         return getattr(options, name)
+    if name == "transcode":
+        from pillow_lic.codec import transcode
+
+        return transcode
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

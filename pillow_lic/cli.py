@@ -1,4 +1,4 @@
-"""The command ``lic``: info, convert, bench, train.
+"""The command ``lic``: info, convert, transcode, bench, train.
 
 Results go to stdout, messages and progress to stderr.  Exit codes: 0 success, 1 failure, 2 usage.
 """
@@ -11,17 +11,21 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 
 import pillow_lic
 from pillow_lic import container
-from pillow_lic.options import EncoderOptions, options_from, quality_of
+from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions, options_from, quality_of
 from pillow_lic.plugin import advice
 
 EXTENSION = ".lic"
+
+
+_CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
 
 
 class UsageError(Exception):
@@ -64,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_encoder_options(convert)
     convert.set_defaults(run=_convert)
 
+    transcode = commands.add_parser(
+        "transcode", help="code a .lic file anew, same pixels", description=_transcode.__doc__
+    )
+    transcode.add_argument("source", metavar="SOURCE", help="a .lic file")
+    transcode.add_argument("target", metavar="TARGET", help="where to write the new one; may be the source")
+    transcode.add_argument("--context", default="auto", help=f"{_CONTEXTS}; default auto, the smallest")
+    transcode.set_defaults(run=_transcode)
+
     bench = commands.add_parser("bench", help="compare codecs on a folder of images", description=_bench.__doc__)
     bench.add_argument("folder", metavar="DIR", help="images to code, searched recursively")
     bench.add_argument("--codecs", nargs="+", metavar="NAME", help="besides lic: jpeg webp avif jpeg2000 jpegxl heic")
@@ -92,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("encoder options (for a .lic target)")
     group.add_argument("--quality", type=float, help="1 (smallest) to 8 (best); default 4")
-    group.add_argument("--context", help="context model: none, auto")
+    group.add_argument("--context", help=f"context model: {_CONTEXTS}; default {DEFAULT_CONTEXT}")
     group.add_argument("--quantizer", help="scalar")
     group.add_argument("--effort", type=int, help="0")
     group.add_argument("--model", help="an installed model's name or a .safetensors file; default mse")
@@ -144,7 +156,7 @@ def _convert(args: argparse.Namespace) -> None:
     if target.suffix.lower() == EXTENSION:
         opts = _encoder_options(args)
         options = {n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "model", "device")}
-    with _progress(), Image.open(source) as opened:
+    with _progress("convert"), Image.open(source) as opened:
         opened.load()  # some formats keep their metadata behind the pixels
         options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}
         if "exif" not in options and (exif := opened.getexif()):
@@ -152,20 +164,21 @@ def _convert(args: argparse.Namespace) -> None:
         image: Image.Image = opened
         if target.suffix.lower() == EXTENSION and image.mode not in container.MODES:
             image = _supported(image, source)
-        _save_atomically(image, target, options)
+        with _atomically(target) as fp:
+            image.save(fp, Image.registered_extensions()[target.suffix.lower()], **options)
         area = image.width * image.height
     before, after = source.stat().st_size, target.stat().st_size
     print(f"{source} -> {target}: {before} -> {after} bytes, {8 * after / area:.4f} bpp")
 
 
 @contextmanager
-def _progress() -> Iterator[None]:
+def _progress(task: str) -> Iterator[None]:
     """A bar over the tiles of whatever LIC codes or decodes, once that takes two seconds."""
     from tqdm import tqdm
 
     from pillow_lic import codec
 
-    with tqdm(unit="tile", desc="convert", delay=2, leave=False) as bar:
+    with tqdm(unit="tile", desc=task, delay=2, leave=False) as bar:
 
         def on_tile(done: int, total: int) -> None:
             bar.total = total
@@ -189,13 +202,34 @@ def _supported(image: Image.Image, source: Path) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _save_atomically(image: Image.Image, target: Path, options: dict[str, Any]) -> None:
+def _transcode(args: argparse.Namespace) -> None:
+    """Code a .lic file with another context model: another size, identical pixels and metadata."""
+    source, target = Path(args.source), Path(args.target)
+    try:
+        EncoderOptions(context=args.context)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    data = source.read_bytes()
+    with _progress("transcode"):
+        try:
+            coded = pillow_lic.transcode(data, args.context)
+        except SyntaxError:
+            raise OSError(f"{source} is not a LIC file") from None
+    with _atomically(target) as fp:
+        fp.write(coded)
+    context = container.Reader(BytesIO(coded)).header.context
+    change = 100 * (len(coded) / len(data) - 1)
+    print(f"{source} -> {target}: {len(data)} -> {len(coded)} bytes ({change:+.1f} %), context {context}")
+
+
+@contextmanager
+def _atomically(target: Path) -> Iterator[IO[bytes]]:
     """Write beside the target and rename: the target is the old file or the whole new one."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
     partial = Path(name)
     try:
         with os.fdopen(handle, "w+b") as fp:
-            image.save(fp, Image.registered_extensions()[target.suffix.lower()], **options)
+            yield fp
         mask = os.umask(0)
         os.umask(mask)
         partial.chmod(0o666 & ~mask)

@@ -7,13 +7,14 @@ transform is ordinary floating point.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from pillow_lic import container, options
 from pillow_lic.container import Header
-from pillow_lic.entropy.coder import LIMIT, SymbolDecoder, SymbolEncoder, Symbols
+from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
+from pillow_lic.entropy.context import ExactContext
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, load_model, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
@@ -42,8 +44,6 @@ from pillow_lic.pixels import (
 )
 from pillow_lic.quantizers import scalar
 
-Indices = NDArray[np.uint8]
-
 on_tile: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_tile", default=None)
 """Called with the tiles done and their number after each tile, by whoever wants to show progress."""
 
@@ -52,14 +52,23 @@ WORTH_CUDA = 256 * 256
 
 
 @dataclass(frozen=True)
+class Priors:
+    """What h_s says of y: means (64ths of a step) and table indices, (M, h, w) each, and its last
+    hidden layer (hyper_channels, h, w), all integers."""
+
+    mean: Tensor
+    index: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
 class CodedTile:
-    """A tile's symbols and table indices, flat, as they go through the range coder, and y's means."""
+    """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read."""
 
     z: Symbols
     z_index: Indices
     y: Symbols
-    y_index: Indices
-    mean: NDArray[np.int32]
+    priors: Priors
 
 
 def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | None = None) -> bytes:
@@ -74,14 +83,17 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     side = default_tile(width, height) if opts.tile is None else opts.tile
     if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
-    header = Header(width, height, mode, model.identity, opts.quality_code, opts.context_name, opts.quantizer, side)
+    contexts = _contexts(model, opts.context)
+    header = Header(width, height, mode, model.identity, opts.quality_code, contexts[0], opts.quantizer, side)
     device = choose_device(opts.device, width * height)
     with _quiet(device):
-        tiles = []
-        for tile in analyse(model, array, header, device):
-            tiles.append(_pack(model, tile))
-            _report(len(tiles), header)
-    return container.write(header, metadata or {}, [tiles])
+        tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+        for done, tile in enumerate(analyse(model, array, header, device), start=1):
+            for name in contexts:
+                tiles[name].append(_pack(model, tile, name, header.quality_code))
+            _report(done, header)
+    best = min(contexts, key=lambda name: sum(map(len, tiles[name])))
+    return container.write(replace(header, context=best), metadata or {}, [tiles[best]])
 
 
 def decode(header: Header, tiles: Sequence[bytes], device: str | None = None) -> Pixels:
@@ -96,6 +108,31 @@ def decode(header: Header, tiles: Sequence[bytes], device: str | None = None) ->
     with _quiet(on):
         _synthesise(model, header, tiles, array, on)
     return array
+
+
+def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
+    """Code a LIC file anew with another context model; pixels, latents and metadata stay the same.
+
+    Raises ``OSError`` if the data are damaged or their model is not installed, ``SyntaxError`` if
+    they are no LIC file, ``ValueError`` if the model has no such context.
+    """
+    reader = container.Reader(io.BytesIO(data))
+    metadata, header = reader.metadata(), reader.header
+    model = model_by_identity(header.model_id)
+    contexts = _contexts(model, context)
+    on = choose_device(device, header.width * header.height)
+    frames = []
+    with _quiet(on):
+        for coded in reader.frames():
+            tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+            for place, part in zip(tiles_of(header.width, header.height, header.tile), coded, strict=True):
+                tile = decode_symbols(model, header, place, part, on)
+                for name in contexts:
+                    tiles[name].append(_pack(model, tile, name, header.quality_code))
+                _report(len(tiles[contexts[0]]), header)
+            frames.append(tiles)
+    best = min(contexts, key=lambda name: sum(len(t) for f in frames for t in f[name]))
+    return container.write(replace(header, context=best), metadata, [f[best] for f in frames])
 
 
 # -- encoder -------------------------------------------------------------------------------
@@ -123,17 +160,32 @@ def _quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> Co
     steps = z * (2.0**10 / z_gain)[:, None, None] - (z_mean / 2.0**6)[:, None, None]
     z_indices = _spread(z_index, z.shape)
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
-    mean, index = _priors(model, z_symbols, quality_code, y.shape[2:], device)
-    symbols = scalar.quantise(y[0], mean, index, model.tables.skip)
-    y_symbols = _flat(symbols).astype(np.int16)
-    return CodedTile(z_symbols.ravel(), z_indices.ravel(), y_symbols, _flat(index), _flat(mean))
+    priors = _priors(model, z_symbols, quality_code, y.shape[2:], device)
+    symbols = scalar.quantise(y[0], priors.mean, priors.index, model.tables.skip)
+    return CodedTile(z_symbols, z_indices, symbols.cpu().numpy().astype(np.int16), priors)
 
 
-def _pack(model: Model, tile: CodedTile) -> bytes:
-    coder = SymbolEncoder(model.tables)
-    coder.encode(tile.z, tile.z_index)
-    coder.encode(tile.y, tile.y_index)
-    return struct.pack("<I", _checksum(tile.z, tile.y, tile.mean)) + coder.finish()
+def _pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:
+    coder = SymbolEncoder()
+    coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
+    index, hidden = tile.priors.index, tile.priors.hidden
+    if context == "none":
+        coder.encode(tile.y.ravel(), flat(index), model.tables)
+    else:
+        network = model.context(context, index.device)
+        network.encode(coder, tile.y, index, hidden, quality_code, model.tables.skip)
+    return struct.pack("<I", _checksum(tile)) + coder.finish()
+
+
+def _contexts(model: Model, wanted: str | None) -> list[str]:
+    """The context models to code with, of which the smallest result is kept."""
+    if wanted == "auto":
+        return ["none", *(name for name in options.FAST_CONTEXTS if name in model.contexts)]
+    if wanted is None:
+        wanted = options.DEFAULT_CONTEXT if options.DEFAULT_CONTEXT in model.contexts else "none"
+    if wanted != "none":
+        model.context(wanted, torch.device("cpu"))  # a clear error before any work
+    return [wanted]
 
 
 # -- decoder -------------------------------------------------------------------------------
@@ -164,28 +216,38 @@ def _synthesise(model: Model, header: Header, coded: Sequence[bytes], array: Pix
 
 def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
     """y of a tile in the synthesis transform's units, (M, h, w) float32."""
-    _, y, mean = decode_symbols(model, header, tile, data, device)
-    symbols = torch.from_numpy(y).to(device).reshape(mean.shape)
+    found = decode_symbols(model, header, tile, data, device)
+    symbols = torch.from_numpy(found.y).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
-    return scalar.dequantise(symbols, mean) * gain
+    return scalar.dequantise(symbols, found.priors.mean) * gain
 
 
-def decode_symbols(
-    model: Model, header: Header, tile: Tile, data: bytes, device: torch.device
-) -> tuple[Symbols, Symbols, Tensor]:
-    """Symbols of z and y, flat, and y's means; ``OSError`` if they fail the tile's checksum."""
+def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> CodedTile:
+    """A tile's symbols; ``OSError`` if they fail its checksum."""
     if len(data) < 4:
         raise OSError("damaged LIC file: a tile is too short")
     size = (tile.bottom - tile.top, tile.right - tile.left)
     z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
-    coder = SymbolDecoder(model.tables, data[4:])
-    z_index = model.hyper_synthesis(device).z_prior(header.quality_code)[2]
-    z = coder.decode(_spread(z_index, z_shape).ravel())
-    mean, index = _priors(model, z.reshape(z_shape), header.quality_code, size, device)
-    y = coder.decode(_flat(index))
-    if struct.unpack_from("<I", data)[0] != _checksum(z, y, _flat(mean)):
+    coder = SymbolDecoder(data[4:])
+    z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
+    z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
+    priors = _priors(model, z, header.quality_code, size, device)
+    if header.context == "none":
+        y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
+    else:
+        network = _context_to_decode(model, header.context, device)
+        y = network.decode(coder, priors.index, priors.hidden, header.quality_code, model.tables.skip)
+    found = CodedTile(z, z_index, y, priors)
+    if struct.unpack_from("<I", data)[0] != _checksum(found):
         raise OSError("damaged LIC file: the decoded symbols fail their checksum")
-    return z, y, mean
+    return found
+
+
+def _context_to_decode(model: Model, name: str, device: torch.device) -> ExactContext:
+    try:
+        return model.context(name, device)
+    except ValueError as error:
+        raise OSError(str(error)) from error
 
 
 def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor], array: Pixels) -> None:
@@ -206,27 +268,26 @@ def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Te
 # -- shared --------------------------------------------------------------------------------
 
 
-def _priors(
-    model: Model, z: Symbols, quality_code: int, size: Sequence[int], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Means and table indices of y, (M, h, w) each; the same in the encoder and every decoder."""
-    mean, index = model.hyper_synthesis(device)(z, quality_code)
-    return mean[:, : size[0], : size[1]], index[:, : size[0], : size[1]]
+def _priors(model: Model, z: Symbols, quality_code: int, size: Sequence[int], device: torch.device) -> Priors:
+    """The same in the encoder and every decoder."""
+    found = model.hyper_synthesis(device)(z, quality_code)
+    return Priors(*(x[:, : size[0], : size[1]] for x in found))
 
 
-def _spread(by_channel: NDArray[np.uint8], shape: Sequence[int]) -> Indices:
+def _spread(by_channel: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint8]:
     return np.broadcast_to(by_channel[:, None, None], shape)
 
 
-def _flat(values: Tensor) -> NDArray[Any]:
+def flat(values: Tensor) -> NDArray[Any]:
+    """A tensor's numbers as the range coder takes them."""
     return values.cpu().numpy().ravel()
 
 
-def _checksum(z: Symbols, y: Symbols, mean: NDArray[np.int32]) -> int:
+def _checksum(tile: CodedTile) -> int:
     """CRC-32 of all that the latents are made of; the tables' indices need none, as symbols tell."""
-    checksum = zlib.crc32(z.astype("<i2").tobytes())
-    checksum = zlib.crc32(y.astype("<i2").tobytes(), checksum)
-    return zlib.crc32(mean.astype("<i4").tobytes(), checksum)
+    checksum = zlib.crc32(tile.z.astype("<i2").tobytes())
+    checksum = zlib.crc32(tile.y.astype("<i2").tobytes(), checksum)
+    return zlib.crc32(flat(tile.priors.mean).astype("<i4").tobytes(), checksum)
 
 
 def _crop(y: Tensor, tile: Tile, around: Tile) -> Tensor:

@@ -21,7 +21,7 @@ HEAD, FRAME = b"HEAD", b"FRAM"
 METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm"}
 
 MODES = ("L", "RGB")
-CONTEXTS = ("none",)
+CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase")
 QUANTIZERS = ("scalar",)
 
 MAX_SIDE = 2**24

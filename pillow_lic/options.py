@@ -16,8 +16,13 @@ QUALITY_MIN, QUALITY_MAX, QUALITY_STEPS = 1.0, 8.0, 256
 
 EFFORTS = (0,)
 
+DEFAULT_CONTEXT = "staircase"
+"""The best context model that decodes in at most 1.5 times the time of none (docs/benchmarks.md)."""
+
+FAST_CONTEXTS = ("checkerboard", "channel", "staircase")
+"""What "auto" tries besides none: all that decode in at most 1.6 times the time."""
+
 _PLANNED = {
-    "context": ("checkerboard", "channel", "autoregressive"),
     "quantizer": ("diamond", "e8"),
 }
 
@@ -27,7 +32,9 @@ class EncoderOptions:
     """What ``save(...)`` may say about the coding itself.
 
     quality    float, 1 (smallest) to 8 (best), continuous; default 4
-    context    context model: "none", or "auto" for the best that is installed; default "auto"
+    context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), or
+               "auto" to try all but the slow one and keep the smallest file; None for "staircase"
+               where the model has it, else "none"; all decode to the same pixels
     quantizer  "scalar"; default "scalar"
     effort     0; default 0
     model      name of an installed model, or the path of a .safetensors file; default "mse"
@@ -40,7 +47,7 @@ class EncoderOptions:
     """
 
     quality: float = 4.0
-    context: str = "auto"
+    context: str | None = None
     quantizer: str = "scalar"
     effort: int = 0
     model: str = "mse"
@@ -51,7 +58,8 @@ class EncoderOptions:
         object.__setattr__(self, "quality", _number("quality", self.quality))
         if not QUALITY_MIN <= self.quality <= QUALITY_MAX:
             raise ValueError(f"quality must be a number from 1 to 8, not {self.quality!r}")
-        _choice("context", self.context, ("auto", *CONTEXTS))
+        if self.context is not None:
+            _choice("context", self.context, ("auto", *CONTEXTS))
         _choice("quantizer", self.quantizer, QUANTIZERS)
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if self.effort not in EFFORTS:
@@ -74,11 +82,6 @@ class EncoderOptions:
     def quality_code(self) -> int:
         """Quality as files keep it: 256ths of a step above 1, in 0...1792."""
         return round((self.quality - QUALITY_MIN) * QUALITY_STEPS)
-
-    @property
-    def context_name(self) -> str:
-        """The context model that "auto" stands for."""
-        return CONTEXTS[0] if self.context == "auto" else self.context
 
 
 def quality_of(code: int) -> float:

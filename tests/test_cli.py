@@ -42,6 +42,22 @@ def test_info(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert part in out
 
 
+def test_transcode(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, small = tmp_path / "plain.lic", tmp_path / "small.lic"
+    main(["convert", str(source), str(plain), "--context", "none"])
+    capsys.readouterr()
+    assert main(["transcode", str(plain), str(small)]) == 0
+    out = capsys.readouterr().out
+    assert f"{plain.stat().st_size} -> {small.stat().st_size} bytes" in out
+    assert small.stat().st_size <= plain.stat().st_size
+    with Image.open(plain) as one, Image.open(small) as other:
+        assert np.array_equal(np.asarray(one), np.asarray(other))
+        assert one.info["exif"] == other.info["exif"]
+    before = plain.read_bytes()
+    assert main(["transcode", "--context", "none", str(small), str(small)]) == 0
+    assert small.read_bytes() == before
+
+
 def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "x.lic"
     main(["convert", str(source), str(target)])
@@ -57,6 +73,9 @@ def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["convert", str(source), str(tmp_path / "y.xyz")], 2, "no format"),
         (["convert", str(source), str(tmp_path / "y.psd")], 2, "no format that can be written"),
         (["convert", str(source), str(tmp_path / "y.lic"), "--model", "none"], 1, "no model 'none'"),
+        (["transcode", str(source), str(tmp_path / "y.lic")], 1, "is not a LIC file"),
+        (["transcode", str(target), str(tmp_path / "y.lic")], 1, "truncated"),
+        (["transcode", str(target), str(tmp_path / "y.lic"), "--context", "magic"], 2, "context must be"),
         (["bench", str(tmp_path / "nowhere")], 1, "no images"),
         (["bench", str(tmp_path), "--codecs", "gif"], 2, "no codec 'gif'"),
     ]

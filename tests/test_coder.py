@@ -10,17 +10,17 @@ from hypothesis.extra import numpy as hnp
 from pillow_lic.entropy.coder import LIMIT, SymbolDecoder, SymbolEncoder
 from pillow_lic.entropy.tables import TOTAL, Tables
 from pillow_lic.models.loading import load_model
-from pillow_lic.training.export import make_tables, sigma_of
+from pillow_lic.training.probabilities import make_tables, sigma_of
 
 FREQUENCIES, LENGTHS = make_tables()
 SKIP = 4
-TABLES = Tables(FREQUENCIES, LENGTHS, SKIP)
+TABLES = Tables.mirrored(FREQUENCIES, LENGTHS, SKIP)
 HALVES = [half.tolist() for half in np.split(FREQUENCIES, np.cumsum(LENGTHS)[:-1])]
 
 
 def encode(symbols: np.ndarray, indices: np.ndarray) -> bytes:
-    coder = SymbolEncoder(TABLES)
-    coder.encode(symbols, indices)
+    coder = SymbolEncoder()
+    coder.encode(symbols, indices, TABLES)
     return coder.finish()
 
 
@@ -44,12 +44,12 @@ def passes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 @given(st.lists(passes(), max_size=3))
 def test_any_symbols_in_any_passes_come_back(parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    coder = SymbolEncoder(TABLES)
+    coder = SymbolEncoder()
     for symbols, indices in parts:
-        coder.encode(symbols, indices)
-    decoder = SymbolDecoder(TABLES, coder.finish())
+        coder.encode(symbols, indices, TABLES)
+    decoder = SymbolDecoder(coder.finish())
     for symbols, indices in parts:
-        assert np.array_equal(decoder.decode(indices), symbols)
+        assert np.array_equal(decoder.decode(indices, TABLES), symbols)
 
 
 @settings(max_examples=25, deadline=None)
@@ -83,7 +83,7 @@ def test_ideal_length_counts_escapes_with_their_tails() -> None:
 def test_skipped_tables_cost_nothing() -> None:
     indices = np.zeros(100_000, np.uint8)
     assert encode(np.zeros(100_000, np.int16), indices) == b""
-    assert not SymbolDecoder(TABLES, b"").decode(indices).any()
+    assert not SymbolDecoder(b"").decode(indices, TABLES).any()
 
 
 def test_a_magnitude_beyond_the_limit_is_refused() -> None:
@@ -94,7 +94,7 @@ def test_a_magnitude_beyond_the_limit_is_refused() -> None:
 @given(st.binary(max_size=200), st.integers(0, 63))
 def test_garbage_decodes_to_symbols_or_an_error(data: bytes, index: int) -> None:
     try:
-        symbols = SymbolDecoder(TABLES, data).decode(np.full(50, index, np.uint8))
+        symbols = SymbolDecoder(data).decode(np.full(50, index, np.uint8), TABLES)
     except OSError:
         return
     assert int(np.abs(symbols.astype(int)).max()) <= LIMIT
@@ -104,14 +104,14 @@ def test_tables_are_checked() -> None:
     bad = FREQUENCIES.copy()
     bad[0] += 1
     with pytest.raises(ValueError, match="sum to"):
-        Tables(bad, LENGTHS, SKIP)
+        Tables.mirrored(bad, LENGTHS, SKIP)
     bad[0] = -5
     with pytest.raises(ValueError, match="below 1"):
-        Tables(bad, LENGTHS, SKIP)
+        Tables.mirrored(bad, LENGTHS, SKIP)
     with pytest.raises(ValueError, match="lengths"):
-        Tables(FREQUENCIES[:-1], LENGTHS, SKIP)
+        Tables.mirrored(FREQUENCIES[:-1], LENGTHS, SKIP)
     with pytest.raises(ValueError, match="skips all"):
-        Tables(FREQUENCIES, LENGTHS, 64)
+        Tables.mirrored(FREQUENCIES, LENGTHS, 64)
 
 
 def test_shipped_tables_are_symmetric_and_fall_off() -> None:

@@ -147,7 +147,7 @@ def test_integers_follow_the_float_network() -> None:
     quality, code = torch.tensor([3.25]), 576
     inverse, z_mean, _ = model.z_prior(quality)
     with torch.no_grad():
-        mean, index = model.hyper_synthesis((torch.from_numpy(z)[None] + z_mean) * inverse, quality)
-    found_mean, found_index = network(z, code)
+        mean, index, _ = model.hyper_synthesis((torch.from_numpy(z)[None] + z_mean) * inverse, quality)
+    found_mean, found_index, _ = network(z, code)
     assert (found_mean / 64 - mean[0]).abs().max() < 0.03
     assert (found_index - index[0].clamp(0, SCALES - 1)).abs().max() < 0.6

@@ -11,9 +11,10 @@ import torch
 from conftest import IMAGES, coded, psnr
 from PIL import Image
 
+from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
-from pillow_lic.training import export, validate
+from pillow_lic.training import probabilities, validate
 from pillow_lic.training.data import Crops, image_files
 from pillow_lic.training.loop import LATENT_SIDE, Trainer, rate_factor, stratified_qualities
 from pillow_lic.training.losses import forward, rate_distortion
@@ -113,7 +114,7 @@ def test_the_loss_falls() -> None:
     def loss() -> float:
         with torch.no_grad():
             outcome = forward(trainer.averaged_model(), pixels, quality, noise=False)
-            return float(rate_distortion(outcome, quality, 0.4))
+            return float(rate_distortion(outcome, quality, 0.4, {"none": 1}))
 
     before = loss()
     assert trainer.train()
@@ -152,6 +153,48 @@ def test_the_last_stage_moves_the_decoder_only(tmp_path: Path) -> None:
     assert any(k.startswith("hyper_synthesis.") for k in moved)
     with pytest.raises(ValueError, match="--start"):
         train(replace(RECIPE, stage="decoder"), IMAGES, tmp_path / "m.safetensors", tmp_path / "run")
+
+
+def test_context_models_learn_from_frozen_latents(tmp_path: Path) -> None:
+    first = Trainer(RECIPE, IMAGES)
+    first.train(tmp_path / "joint.pt")
+    contexts = {"staircase": ContextShape(16, (4, 8)), "checkerboard": ContextShape(16)}
+    schedule = Schedule(steps=80, warmup_steps=2)
+    recipe = replace(RECIPE, stage="contexts", contexts=contexts, rate={"staircase": 1.0}, schedule=schedule)
+    trainer = Trainer(recipe, IMAGES)
+    trainer.start_from(tmp_path / "joint.pt")
+    pixels = trainer.crops.batch(8, torch.Generator().manual_seed(5))
+    quality = torch.linspace(1, 8, 8)
+
+    def rates(model: HyperpriorModel) -> tuple[float, float]:
+        with torch.no_grad():
+            found = forward(model, pixels, quality, noise=False, skip=8)
+        return float(found.y_bpp.sum()), float(found.context_bpp["staircase"].sum())
+
+    none, before = rates(trainer.model)
+    assert trainer.train()
+    same, after = rates(trainer.averaged_model())
+    assert same == none
+    assert after < before
+    assert not trainer.average["contexts.checkerboard.networks.1.value_window"].any()
+
+
+def test_a_model_grows_without_changing_what_it_computes(tmp_path: Path) -> None:
+    first = Trainer(RECIPE, IMAGES)
+    first.train(tmp_path / "first.pt")
+    larger = replace(RECIPE, model=replace(SMALL, analysis=(2, 1), synthesis=(1, 2)))
+    grown = Trainer(larger, IMAGES)
+    grown.start_from(tmp_path / "first.pt")
+    pixels = grown.crops.batch(2, torch.Generator().manual_seed(1))
+    quality = torch.tensor([2.0, 7.0])
+    with torch.no_grad():
+        one = forward(first.averaged_model(), pixels, quality, noise=False)
+        other = forward(grown.averaged_model(), pixels, quality, noise=False)
+    assert torch.allclose(one.mse, other.mse, rtol=1e-4)
+    assert torch.allclose(one.y_bpp, other.y_bpp, rtol=1e-4)
+    wider = Trainer(replace(RECIPE, model=replace(SMALL, latents=SMALL.latents + 1)), IMAGES)
+    with pytest.raises(ValueError, match="other shapes"):
+        wider.start_from(tmp_path / "first.pt")
 
 
 def test_skipped_latents_cost_distortion_only_where_they_are_skipped() -> None:
@@ -194,11 +237,11 @@ def test_the_shipped_model_lost_little_in_conversion() -> None:
 def test_fitted_tables_are_no_worse_than_gaussian_ones() -> None:
     rng = np.random.default_rng(0)
     index = 25
-    values = np.abs(np.rint(rng.laplace(size=20_000) * export.sigma_of(index))).astype(int)
+    values = np.abs(np.rint(rng.laplace(size=20_000) * probabilities.sigma_of(index))).astype(int)
     counts = np.zeros((64, 512), np.int64)
     counts[index] = np.bincount(np.minimum(values, 511), minlength=512)
     cost = []
-    for made in (export.make_tables(), export.make_tables(counts)):
+    for made in (probabilities.make_tables(), probabilities.make_tables(counts)):
         frequencies, lengths = made
         half = np.split(frequencies, np.cumsum(lengths)[:-1])[index]
         cost.append(-np.log2(half[np.minimum(values, len(half) - 1)] / 2**24).sum())
@@ -222,6 +265,10 @@ def test_shipped_recipes_load() -> None:
         ('name = "x"\n[schedule]\nsteps = 3\n[batches]\nsize = 100', "multiple of 64"),
         ('name = "x"\n[schedule]\nsteps = 3\n[model]\nchannels = 10', "channels must be"),
         ('name = "x"\nschedule = 3', "must be a table"),
+        ('name = "x"\n[schedule]\nsteps = 3\n[contexts.magic]', "unknown context model 'magic'"),
+        ('name = "x"\n[schedule]\nsteps = 3\n[contexts.channel]\nslices = [400]', "do not divide 320"),
+        ('name = "x"\n[schedule]\nsteps = 3\n[rate]\nchannel = 1', r"not in \[contexts\]"),
+        ('name = "x"\nstage = "late"\n[schedule]\nsteps = 3', "stage must be"),
     ],
 )
 def test_mistakes_in_recipes(tmp_path: Path, text: str, message: str) -> None:

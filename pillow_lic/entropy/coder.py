@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pillow_lic.entropy.tables import Tables
 
 Symbols = NDArray[np.int16]
+Indices = NDArray[np.uint8] | NDArray[np.uint16]
 
 LIMIT = 2**15 - 1
 """Largest magnitude of a symbol."""
@@ -24,24 +25,23 @@ _prefixes = _uniform(16)
 class SymbolEncoder:
     """Collects passes of symbols into one range-coded stream."""
 
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
+    def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
 
-    def encode(self, symbols: NDArray[np.integer], indices: NDArray[np.uint8]) -> None:
+    def encode(self, symbols: NDArray[np.integer], indices: Indices, tables: Tables) -> None:
         """Append flat ``symbols``, each with the table that ``indices`` names.
 
-        Symbols of tables below the model's ``skip`` are not coded and must be 0.  Raises
+        Symbols of tables below ``tables.skip`` are not coded and must be 0.  Raises
         ``ValueError`` for magnitudes above 32767.
         """
         if symbols.size and int(np.abs(symbols).max()) > LIMIT:
             raise ValueError(f"a latent is larger than {LIMIT} steps; use a lower quality")
-        order, groups = _group(indices, self._tables.skip)
+        order, groups = _group(indices, tables.skip)
         ordered = symbols[order].astype(np.int32)
         escapes = []
         at = 0
         for table, count in groups:
-            part, reach = ordered[at : at + count], self._tables.reach[table]
+            part, reach = ordered[at : at + count], tables.reach[table]
             outside = np.abs(part) > reach
             coded = part + reach
             if outside.any():
@@ -49,7 +49,7 @@ class SymbolEncoder:
                 beyond = part[outside]
                 # Sign in the lowest bit, distance past the table's end above it, plus one.
                 escapes.append((np.abs(beyond) - reach - 1) * 2 + (beyond < 0) + 1)
-            self._coder.encode(coded, self._tables.models[table])
+            self._coder.encode(coded, tables.model(table))
             at += count
         if escapes:
             self._encode_tail(np.concatenate(escapes))
@@ -70,32 +70,31 @@ class SymbolEncoder:
 
 
 class SymbolDecoder:
-    """Reads back what :class:`SymbolEncoder` wrote, pass by pass, with the same indices.
+    """Reads back what :class:`SymbolEncoder` wrote, pass by pass, with the same indices and tables.
 
     Damaged streams give wrong symbols or ``OSError``; the caller compares checksums.
     """
 
-    def __init__(self, tables: Tables, data: bytes) -> None:
-        self._tables = tables
+    def __init__(self, data: bytes) -> None:
         padded = data + b"\x00" * (-len(data) % 4)
         words = np.frombuffer(padded, dtype=">u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(words)
 
-    def decode(self, indices: NDArray[np.uint8]) -> Symbols:
+    def decode(self, indices: Indices, tables: Tables) -> Symbols:
         """Symbols for the flat ``indices``; zero where they are skipped."""
         try:
-            return self._decode(indices)
+            return self._decode(indices, tables)
         except AssertionError:
             raise OSError("damaged LIC file: the coded data fit no symbol") from None
 
-    def _decode(self, indices: NDArray[np.uint8]) -> Symbols:
-        order, groups = _group(indices, self._tables.skip)
+    def _decode(self, indices: Indices, tables: Tables) -> Symbols:
+        order, groups = _group(indices, tables.skip)
         ordered = np.empty(order.size, np.int32)
         escaped, starts = [], []
         at = 0
         for table, count in groups:
-            reach = self._tables.reach[table]
-            part = self._coder.decode(self._tables.models[table], count) - reach
+            reach = tables.reach[table]
+            part = self._coder.decode(tables.model(table), count) - reach
             where = np.flatnonzero(part > reach)
             if where.size:
                 escaped.append(where + at)
@@ -121,10 +120,10 @@ class SymbolDecoder:
         return np.where((values - 1) & 1, -magnitude, magnitude)
 
 
-def _group(indices: NDArray[np.uint8], skip: int) -> tuple[NDArray[np.int_], list[tuple[int, int]]]:
+def _group(indices: Indices, skip: int) -> tuple[NDArray[np.int_], list[tuple[int, int]]]:
     """Positions of the coded symbols, stably sorted by table, and each table's count."""
     order = np.argsort(indices, kind="stable")
-    counts = np.bincount(indices, minlength=256)
+    counts = np.bincount(indices)
     order = order[int(counts[:skip].sum()) :]
     groups = [(table, int(counts[table])) for table in np.flatnonzero(counts).tolist() if table >= skip]
     return order, groups

@@ -121,9 +121,10 @@ class ExactHyperSynthesis:
         index = np.clip(index, 0, self.scales - 1)
         return gain, interpolate(self.z_mean, quality_code), index.astype(np.uint8)
 
-    def __call__(self, symbols: NDArray[np.int16], quality_code: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, symbols: NDArray[np.int16], quality_code: int) -> tuple[Tensor, Tensor, Tensor]:
         """z symbols (N, h, w) -> (mean int32 in steps of 1/64, index uint8), (M, 4 h, 4 w) each.
 
+        The third result is the last hidden layer, (hyper_channels, 4 h, 4 w), for context models.
         Runs where the weights lie; inputs come from the host.
         """
         device = self.layers["enter"].weight.device
@@ -135,7 +136,7 @@ class ExactHyperSynthesis:
         x = self._block("fine_2", x, quality_code)
         mean, index = self._run("leave", x, quality_code).chunk(2)
         mean = mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).to(torch.int32)
-        return mean, index.clamp(0, self.scales - 1).to(torch.uint8)
+        return mean, index.clamp(0, self.scales - 1).to(torch.uint8), x
 
     def dequantise(self, symbols: NDArray[np.int16], quality_code: int) -> NDArray[np.int64]:
         """(symbol + mean) * inverse gain, as an activation: what h_s sees."""

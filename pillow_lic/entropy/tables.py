@@ -1,10 +1,15 @@
 """Probability tables: integer frequencies that sum to 2**24, one table for each scale index.
 
-The tables travel with the model and are part of its identity, so that no decoder ever computes a
-probability.  :mod:`pillow_lic.training.export` makes them.
+Context models shift means by fractions of a step, so they have a table for each scale index and
+*phase*, the fraction that is left of the shift.  Tables travel with the model and are part of its
+identity, so that no decoder ever computes a probability.  :mod:`pillow_lic.training.probabilities`
+makes them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import constriction
 import numpy as np
@@ -15,33 +20,52 @@ TOTAL = 2**PRECISION
 
 
 class Tables:
-    """The tables of a model.
+    """Tables over the symbols -reach...reach and an escape.
 
-    ``frequencies`` is flat: for each table the frequencies of symbols 0, 1, ... ``reach``
-    (negative symbols have the same ones), then that of the escape.  ``lengths`` holds
-    ``reach + 2`` for each table, ``skip`` how many of the first tables code nothing: their
-    symbols are zero.  Raises ``ValueError`` for numbers that are no such tables.
+    ``frequencies`` has one array of 2 * reach + 2 integers a table; ``skip`` says how many of the
+    first tables code nothing: their symbols are zero.  Raises ``ValueError`` for numbers that are
+    no such tables.
     """
 
-    def __init__(self, frequencies: NDArray[np.int32], lengths: NDArray[np.int32], skip: int) -> None:
-        if not 1 <= lengths.size <= 256 or int(lengths.min()) < 2 or int(lengths.sum()) != frequencies.size:
-            raise ValueError("the model's probability tables have impossible lengths")
-        if not 0 <= skip < lengths.size:
+    def __init__(self, frequencies: Sequence[NDArray[np.int64]], skip: int = 0) -> None:
+        if not 0 <= skip < len(frequencies):
             raise ValueError("the model skips all of its probability tables")
+        for table in frequencies:
+            if table.size < 2 or table.size % 2 or int(table.min()) < 1 or int(table.sum()) != TOTAL:
+                raise ValueError("a probability table has a frequency below 1 or does not sum to 2**24")
         self.skip = skip
-        self.reach = [int(n) - 2 for n in lengths]
-        self.frequencies = [_mirror(half) for half in np.split(frequencies, np.cumsum(lengths)[:-1])]
-        # constriction adds one to every weight of a Categorical and scales the rest to fill
-        # 2**24; weights that fill it already stay the integers they are (tested against an
-        # independent range decoder).
-        self.models = [
-            constriction.stream.model.Categorical((f - 1).astype(np.float32), perfect=False) for f in self.frequencies
-        ]
+        self.frequencies = list(frequencies)
+        self.reach = [table.size // 2 - 1 for table in frequencies]
+        self._models: list[Any] = [None] * len(self.frequencies)
+
+    @classmethod
+    def mirrored(cls, frequencies: NDArray[np.int32], lengths: NDArray[np.int32], skip: int) -> Tables:
+        """Tables of which ``frequencies`` holds those of 0, 1, ... reach and of the escape, one after
+        the other, ``lengths`` (reach + 2) numbers each; negative symbols have the same ones.
+        """
+        if int(lengths.min(initial=2)) < 2:
+            raise ValueError("the model's probability tables have impossible lengths")
+        return cls([_mirror(half) for half in _split(frequencies, lengths)], skip)
+
+    @classmethod
+    def whole(cls, frequencies: NDArray[np.int32], lengths: NDArray[np.int32]) -> Tables:
+        """Tables of which ``frequencies`` holds everything."""
+        return cls(_split(frequencies, lengths))
 
     def __len__(self) -> int:
         return len(self.reach)
 
-    def bits(self, symbols: NDArray[np.integer], indices: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def model(self, table: int) -> Any:
+        """The range coder's model of a table."""
+        if self._models[table] is None:
+            # constriction adds one to every weight of a Categorical and scales the rest to fill
+            # 2**24; weights that fill it already stay the integers they are (tested against an
+            # independent range decoder).
+            weights = (self.frequencies[table] - 1).astype(np.float32)
+            self._models[table] = constriction.stream.model.Categorical(weights, perfect=False)
+        return self._models[table]
+
+    def bits(self, symbols: NDArray[np.integer], indices: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
         """Ideal code length of each symbol; tails of escapes with their own bits."""
         out = np.zeros(symbols.shape)
         for table in range(self.skip, len(self)):
@@ -58,12 +82,12 @@ class Tables:
         return out
 
 
-def _mirror(half: NDArray[np.int32]) -> NDArray[np.int64]:
+def _split(frequencies: NDArray[np.int32], lengths: NDArray[np.int32]) -> list[NDArray[np.int64]]:
+    if not 1 <= lengths.size <= 2**15 or int(lengths.min()) < 2 or int(lengths.sum()) != frequencies.size:
+        raise ValueError("the model's probability tables have impossible lengths")
+    return np.split(frequencies.astype(np.int64), np.cumsum(lengths)[:-1])
+
+
+def _mirror(half: NDArray[np.int64]) -> NDArray[np.int64]:
     """Frequencies of -reach...reach and of the escape, from those of 0...reach and the escape."""
-    values = half.astype(np.int64)
-    if int(values.min()) < 1:
-        raise ValueError("a probability table has a frequency below 1")
-    full = np.concatenate([values[-2:0:-1], values])
-    if int(full.sum()) != TOTAL:
-        raise ValueError("a probability table does not sum to 2**24")
-    return full
+    return np.concatenate([half[-2:0:-1], half])

@@ -28,6 +28,9 @@ SCALE_MIN, SCALE_MAX, SCALES = 0.11, 60.0, 64
 
 SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 
+SKIP = 8
+"""Latents with a standard deviation below 0.245 are not coded, the best limit by BD-rate (docs/decisions.md)."""
+
 HYPER_SLOPE = 0.125
 """Slope of h_s's leaky ReLU below zero: a shift by three in the integer network."""
 
@@ -105,13 +108,14 @@ class HyperSynthesis(nn.Module):
         self.fine_2 = HyperBlock(w)
         self.leave = QualityConv(w, 2 * arch.latents, 1, gain=0.1)
 
-    def forward(self, z: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The third result is the last hidden layer (B, hyper_channels, h, w), for context models."""
         x = F.leaky_relu(F.pixel_shuffle(self.enter(z, quality), 2), HYPER_SLOPE)
         x = self.middle(x, quality)
         x = F.leaky_relu(F.pixel_shuffle(self.grow(x, quality), 2), HYPER_SLOPE)
         x = self.fine_2(self.fine_1(x, quality), quality)
         mean, index = self.leave(x, quality).chunk(2, dim=1)
-        return mean, index * INDEX_GAIN
+        return mean, index * INDEX_GAIN, x
 
 
 class HyperAnalysis(nn.Module):
@@ -136,7 +140,7 @@ class HyperAnalysis(nn.Module):
 
 
 class HyperpriorModel(nn.Module):
-    """Everything that is trained for context ``none``: transforms, hyperprior, gains, z's prior.
+    """All that is trained: transforms, hyperprior, gains, z's prior; ``contexts`` by name if there are any.
 
     Gains turn the transforms' units into quantisation steps.  Those of y are kept as logarithms;
     z's inverse gains are interpolated linearly, because the decoder repeats that in integers.
@@ -145,6 +149,7 @@ class HyperpriorModel(nn.Module):
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         self.arch = arch
+        self.contexts = nn.ModuleDict()
         self.analysis = Analysis(arch)
         self.synthesis = Synthesis(arch)
         start_linear(self.analysis, self.synthesis, arch)

@@ -22,8 +22,10 @@ from platformdirs import user_data_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
+from pillow_lic.models.context.schedule import units_of
 from pillow_lic.models.hyperprior import HyperAnalysis
 from pillow_lic.models.transforms import (
     QUALITIES,
@@ -51,6 +53,7 @@ class Model:
     tables: Tables
     exact: ExactHyperSynthesis
     tensors: dict[str, Tensor]
+    contexts: dict[str, tuple[int, ...]]
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def analysis(self, device: torch.device, dtype: torch.dtype) -> Analysis:
@@ -68,6 +71,27 @@ class Model:
     def hyper_synthesis(self, device: torch.device) -> ExactHyperSynthesis:
         """h_s in integers."""
         return self._cached(("exact", device), lambda: self.exact.to(device))  # type: ignore[no-any-return]
+
+    def context(self, name: str, device: torch.device) -> ExactContext:
+        """A context model in integers, read from the model's file when it is first asked for.
+
+        Raises ``ValueError`` if the model has none of that name or its file was replaced meanwhile.
+        """
+        if name not in self.contexts:
+            known = ", ".join(map(repr, ("none", *self.contexts)))
+            raise ValueError(f"the model {self.path.stem!r} has no context {name!r}; it has {known}")
+
+        def make() -> ExactContext:
+            if _identity(self.path) != self.identity:
+                raise ValueError(f"{self.path} was replaced while it was in use")
+            prefix = f"context.{name}."
+            with safe_open(self.path, framework="pt") as file:
+                names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
+                part = {n.removeprefix(prefix): file.get_tensor(n) for n in names}
+            units = units_of(name, self.arch.latents, self.contexts[name])
+            return ExactContext(units, part, len(self.tables), device)
+
+        return self._cached(("context", name, device), make)  # type: ignore[no-any-return]
 
     def gain(self, quality: float) -> Tensor:
         """Steps for each unit of y, (M, 1, 1) float32."""
@@ -184,7 +208,9 @@ def _load(path: Path) -> Model:
 def _read(path: Path, identity: bytes) -> Model:
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Context models are read when one is asked for.
+        names = [name for name in file.keys() if not name.startswith("context.")]  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in names}
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is not a model of this version (format {about.get('format')}, not {FORMAT})")
     for name, tensor in tensors.items():
@@ -195,10 +221,11 @@ def _read(path: Path, identity: bytes) -> Model:
     for name in ("log_gain", "log_inverse_gain"):
         if tensors[name].shape != (QUALITIES, arch.latents):
             raise ValueError(f"{path} is damaged: wrong shape of {name}")
-    tables = Tables(
+    tables = Tables.mirrored(
         tensors["tables.frequencies"].numpy().astype(np.int32),
         tensors["tables.lengths"].numpy().astype(np.int32),
         int(about["skip"]),
     )
     kept = {k: v for k, v in tensors.items() if not k.startswith(("exact.", "tables."))}
-    return Model(path, identity, arch, tables, ExactHyperSynthesis(part, len(tables)), kept)
+    contexts = {name: tuple(shape["slices"]) for name, shape in about.get("contexts", {}).items()}
+    return Model(path, identity, arch, tables, ExactHyperSynthesis(part, len(tables)), kept, contexts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from pillow_lic.entropy.context import (
+    ACTIVATION_LIMIT,
+    EXACT,
+    FRACTION,
+    RECIPROCAL_BITS,
+    SHIFT_BITS,
+    STEP_BITS,
+    WEIGHT_LIMIT,
+    ExactContext,
+)
 from pillow_lic.entropy.exact import (
     ACTIVATION_BITS,
     GAIN_BITS,
@@ -21,23 +31,14 @@ from pillow_lic.entropy.exact import (
     MEAN_BITS,
     ExactHyperSynthesis,
 )
-from pillow_lic.entropy.tables import TOTAL
-from pillow_lic.models.hyperprior import (
-    INDEX_GAIN,
-    SCALE_MIN,
-    SCALE_STEP,
-    SCALES,
-    HyperpriorModel,
-    QualityConv,
-)
+from pillow_lic.models.context.network import ContextModel, UnitNetwork
+from pillow_lic.models.hyperprior import INDEX_GAIN, SCALES, SKIP, HyperpriorModel, QualityConv
 from pillow_lic.models.loading import FORMAT
+from pillow_lic.training.probabilities import grains, make_context_tables, sigma_of
+
+IntegerTables = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 WEIGHT_BITS = 14
-SKIP = 8
-"""Tables with a standard deviation below 0.245 are not coded, the best limit by BD-rate (docs/decisions.md)."""
-
-SPREAD = range(-10, 21, 2)
-"""Neighbouring rungs of the scale ladder that a fitted table mixes, relative to its own."""
 
 
 def exact_tensors(model: HyperpriorModel) -> dict[str, Tensor]:
@@ -80,75 +81,78 @@ def _fixed(values: Tensor, bits: int) -> Tensor:
     return torch.round(values.detach().double() * 2.0**bits).to(torch.int32)
 
 
-def gaussian_masses(sigma: float, reach: int) -> NDArray[np.float64]:
-    """Probabilities of 0, 1, ... ``reach`` under a rounded Gaussian, then of both tails together."""
-    edges = (np.arange(reach + 1) + 0.5) / (sigma * math.sqrt(2))
-    beyond = np.array([math.erfc(e) for e in edges])  # two-sided: P(|x| > edge)
-    return np.concatenate([[1 - beyond[0]], -np.diff(beyond) / 2, [beyond[-1]]])
+def context_tensors(context: ContextModel) -> dict[str, Tensor]:
+    """A context model in integers, as tensors by name; without its probability tables."""
+    sigma = torch.tensor([sigma_of(i) for i in range(SCALES)], dtype=torch.float64)
+    tensors = {
+        "ladder.reciprocal": torch.round(2.0 ** (FRACTION + RECIPROCAL_BITS) / sigma).to(torch.int32),
+        "ladder.scale": torch.round(2.0**STEP_BITS * sigma).to(torch.int32),
+        "ladder.grain": torch.from_numpy(grains()),
+    }
+    for number, network in context.networks.items():
+        assert isinstance(network, UnitNetwork)
+        windows = {n: getattr(network, n).detach().double() * network.mask for n in ("value_window", "size_window")}
+        largest = max(float(w.abs().max()) for w in windows.values())
+        bits = min(18, math.floor(math.log2(WEIGHT_LIMIT / max(largest, 1e-9))))
+        parts = {n: torch.round(w * 2.0**bits).to(torch.int8) for n, w in windows.items()}
+        parts["window_bits"] = torch.tensor(bits, dtype=torch.int32)
+        for name in ("enter", "reduce", "expand", "leave"):
+            layer = getattr(network, name)
+            weight, bias = layer.weight.detach().double().flatten(1), layer.bias.detach().double()
+            fraction = FRACTION
+            if name == "leave":
+                fraction = SHIFT_BITS
+                gain = torch.ones(len(weight), dtype=torch.float64)
+                gain[len(weight) // 2 :] = INDEX_GAIN
+                weight, bias = weight * gain[:, None], bias * gain
+            parts |= {f"{name}.{k}": v for k, v in _small_layer(weight, bias, fraction).items()}
+        tensors |= {f"units.{number}.{k}": v for k, v in parts.items()}
+    return tensors
 
 
-def sigma_of(index: float) -> float:
-    """Standard deviation of a rung of the scale ladder."""
-    return SCALE_MIN * math.exp(index * SCALE_STEP)
-
-
-def make_tables(counts: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Frequencies and lengths of the 64 tables, as :class:`pillow_lic.entropy.tables.Tables` has them.
-
-    Without ``counts`` they are Gaussian.  With the magnitudes that were seen with each table,
-    (64, n) and the last column for larger ones, each is the mixture of Gaussians on neighbouring
-    rungs that fits them best: predicted scales are never quite right, so what is seen has heavier
-    tails.
-    """
-    frequencies, lengths = [], []
-    for index in range(SCALES):
-        reach = math.ceil(6 * sigma_of(index)) + 2
-        seen = None if counts is None else counts[index]
-        masses = _mixture(index, reach, seen)
-        frequencies.append(_quantise(masses))
-        lengths.append(reach + 2)
-    return np.concatenate(frequencies), np.array(lengths, np.int32)
-
-
-def _mixture(index: int, reach: int, seen: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    own = gaussian_masses(sigma_of(index), reach)
-    if seen is None or seen.sum() < 1000:
-        return own
-    parts = np.stack([gaussian_masses(sigma_of(index + d), reach) for d in SPREAD])
-    parts = np.maximum(parts, 1e-300)
-    data = np.concatenate([seen[: reach + 1], [seen[reach + 1 :].sum()]]).astype(np.float64)
-    # The prior: a hundred symbols from the Gaussian itself.
-    observed = data + 100 * np.concatenate([own[:1], 2 * own[1:-1], own[-1:]])
-    weights = np.full(len(parts), 1 / len(parts))
-    for _ in range(300):
-        share = weights[:, None] * parts
-        share /= share.sum(axis=0)
-        weights = share @ observed / observed.sum()
-    return np.asarray(weights @ parts)
-
-
-def _quantise(masses: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Integers of at least 1 whose mirrored sum is exactly 2**24; zero takes what rounding leaves."""
-    frequencies = np.maximum(1, np.floor(masses * TOTAL)).astype(np.int64)
-    frequencies[0] = TOTAL - 2 * frequencies[1:-1].sum() - frequencies[-1]
-    if frequencies[0] < 1:
-        raise ValueError("a probability table is too wide for its precision")
-    out: NDArray[np.int32] = frequencies.astype(np.int32)
-    return out
+def _small_layer(weight: Tensor, bias: Tensor, fraction: int) -> dict[str, Tensor]:
+    """Round a layer to weights of at most +-127 whose sums stay exact in float32."""
+    largest = weight.abs().amax(dim=1).clamp(min=2.0**-16)
+    scale = torch.floor(torch.log2(WEIGHT_LIMIT / largest)).clamp(fraction - FRACTION, 23 - FRACTION + fraction)
+    while True:
+        power = 2.0**scale
+        integers = torch.round(weight * power[:, None]).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+        offsets = torch.round(bias * power * 2.0**FRACTION)
+        shift = scale + FRACTION - fraction
+        bound = integers.abs().sum(dim=1) * ACTIVATION_LIMIT + offsets.abs().amax(dim=0) + 2.0**shift
+        if bool((bound < EXACT).all()):
+            break
+        if bool((shift[bound >= EXACT] == 0).any()):
+            raise ValueError("a context layer's weights are too large for its exact form")
+        scale = torch.where(bound >= EXACT, scale - 1, scale)
+    return {"weight": integers.to(torch.int8), "bias": offsets.to(torch.int32), "shift": shift.to(torch.uint8)}
 
 
 def write_model(
-    model: HyperpriorModel, path: Path, tables: tuple[NDArray[np.int32], NDArray[np.int32]], skip: int = SKIP
+    model: HyperpriorModel,
+    path: Path,
+    tables: IntegerTables,
+    context_tables: Mapping[str, IntegerTables] | None = None,
+    skip: int = SKIP,
 ) -> None:
-    """Write the .safetensors file of a trained model."""
+    """Write the .safetensors file of a trained model; context models get Gaussian tables if none are given."""
     float_parts = ("analysis.", "synthesis.", "hyper_analysis.")
     tensors = {k: v.detach().half() for k, v in model.state_dict().items() if k.startswith(float_parts)}
     tensors |= {k: getattr(model, k).detach().float() for k in ("log_gain", "log_inverse_gain")}
     tensors |= {f"exact.{k}": v for k, v in exact_tensors(model).items()}
     tensors["tables.frequencies"], tensors["tables.lengths"] = map(torch.from_numpy, tables)
+    shapes = {}
+    for name, context in model.contexts.items():
+        assert isinstance(context, ContextModel)
+        parts = context_tensors(context)
+        made = (context_tables or {}).get(name) or make_context_tables()
+        parts["tables.frequencies"], parts["tables.lengths"] = map(torch.from_numpy, made)
+        ExactContext(context.units, parts, SCALES, torch.device("cpu"))
+        tensors |= {f"context.{name}.{k}": v for k, v in parts.items()}
+        shapes[name] = {"slices": list(context.shape.slices)}
     tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
     ExactHyperSynthesis({k.removeprefix("exact."): v for k, v in tensors.items()}, SCALES)
-    about = {"format": FORMAT, "architecture": model.arch.as_dict(), "skip": skip}
+    about = {"format": FORMAT, "architecture": model.arch.as_dict(), "skip": skip, "contexts": shapes}
     data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
     path.write_bytes(data)  # not save_file, which makes files that only their owner can read
 
@@ -156,14 +160,3 @@ def write_model(
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
     """Write the manifest that tells people where a model comes from."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def count_magnitudes(passes: Iterable[tuple[NDArray[np.int16], NDArray[np.uint8]]]) -> NDArray[np.int64]:
-    """How often each magnitude (columns, the last for larger) was seen with each table (rows)."""
-    columns = 512
-    counts = np.zeros((SCALES, columns), np.int64)
-    for symbols, indices in passes:
-        magnitude = np.minimum(np.abs(symbols.astype(np.int64)), columns - 1)
-        flat = indices.astype(np.int64) * columns + magnitude
-        counts += np.bincount(flat, minlength=SCALES * columns).reshape(SCALES, columns)
-    return counts

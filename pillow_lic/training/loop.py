@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, HyperpriorModel
+from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, SKIP, HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.training.data import Crops
-from pillow_lic.training.export import SKIP
 from pillow_lic.training.losses import Outcome, forward, rate_distortion
 from pillow_lic.training.muon import make_optimisers
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
@@ -24,7 +23,14 @@ CHECKPOINT_SECONDS = 120.0
 LOG_STEPS = 50
 
 LATENT_SIDE = ("analysis.", "hyper_analysis.", "log_gain", "z_inverse_gain", "z_mean")
-"""What decides the latents: frozen in the last stage."""
+"""What decides the latents: frozen in the stages that start from another run."""
+
+
+def learns(parameter: str, recipe: Recipe) -> bool:
+    """Whether a parameter is trained in the recipe's stage."""
+    if recipe.stage == "contexts":
+        return parameter.startswith(tuple(f"contexts.{name}." for name in recipe.rate))
+    return recipe.stage == "joint" or not parameter.startswith(LATENT_SIDE)
 
 
 class Trainer:
@@ -34,7 +40,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.device = torch.device(device)
-        self.model = HyperpriorModel(recipe.model).to(self.device)
+        self.model = recipe.make_model().to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.crops = Crops(data, recipe.batches.size, self.device)
         self.optimisers = make_optimisers(self.model, recipe.optimiser)
@@ -42,9 +48,8 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self.step, self.seconds = 0, 0.0
         self.started = False
-        if recipe.stage == "decoder":
-            for name, p in self.model.named_parameters():
-                p.requires_grad_(not name.startswith(LATENT_SIDE))
+        for name, p in self.model.named_parameters():
+            p.requires_grad_(learns(name, recipe))
 
     # -- state -----------------------------------------------------------------------------
 
@@ -66,7 +71,7 @@ class Trainer:
         """Continue from a checkpoint of the same architecture (the schedule may differ)."""
         state = torch.load(path, map_location=self.device, weights_only=True)
         saved = recipe_from(state["recipe"])
-        if saved.model != self.recipe.model:
+        if (saved.model, saved.contexts) != (self.recipe.model, self.recipe.contexts):
             raise ValueError(f"{path} holds another architecture than the recipe's: {saved.model}")
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
@@ -75,17 +80,23 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def start_from(self, path: Path) -> None:
-        """Begin a new stage with the averaged weights of another run's checkpoint."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if recipe_from(state["recipe"]).model != self.recipe.model:
-            raise ValueError(f"{path} holds another architecture than the recipe's")
-        self.model.load_state_dict(state["average"])
-        self.average = state["average"]
+        """Begin with the averaged weights of another run's checkpoint.
+
+        What this recipe's model has more (context models, blocks, which begin as the identity)
+        starts untrained.  Raises ``ValueError`` if its networks have other shapes.
+        """
+        state = torch.load(path, map_location=self.device, weights_only=True)["average"]
+        own = self.model.state_dict()
+        if any(name in state and state[name].shape != value.shape for name, value in own.items()):
+            raise ValueError(f"{path} holds networks of other shapes than the recipe's")
+        # A context model that the recipe leaves out is left behind.
+        self.model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self.started = True
 
     def averaged_model(self) -> HyperpriorModel:
         """A copy of the model with the running average of the weights."""
-        model = HyperpriorModel(self.recipe.model).to(self.device)
+        model = self.recipe.make_model().to(self.device)
         model.load_state_dict(self.average)
         return model.eval()
 
@@ -138,16 +149,16 @@ class Trainer:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self._average_weights()
-        means = [loss, outcome.mse.mean(), outcome.y_bpp.mean(), outcome.z_bpp.mean()]
-        return torch.stack([m.detach() for m in means])
+        rates = [outcome.y_bpp, outcome.z_bpp, *outcome.context_bpp.values()]
+        return torch.stack([m.detach() for m in (loss, outcome.mse.mean(), *(r.mean() for r in rates))])
 
     def _loss(self, pixels: Tensor, quality: Tensor) -> tuple[Tensor, Outcome]:
         with torch.autocast(self.device.type, torch.bfloat16):
-            if self.recipe.stage == "joint":
-                outcome = forward(self.model, pixels, quality, noise=True)
-            else:
-                outcome = forward(self.model, pixels, quality, noise=False, skip=SKIP)
-        return rate_distortion(outcome, quality, self.recipe.lambda_balance), outcome
+            recipe = self.recipe
+            noise, decode = recipe.stage == "joint", recipe.stage != "contexts"
+            skip = 0 if noise else SKIP
+            outcome = forward(self.model, pixels, quality, noise=noise, skip=skip, decode=decode, contexts=recipe.rate)
+        return rate_distortion(outcome, quality, recipe.lambda_balance, recipe.rate), outcome
 
     def _set_rates(self) -> None:
         factor = rate_factor(self.recipe.schedule, self.step, self.seconds)
@@ -166,7 +177,14 @@ class Trainer:
             raise FloatingPointError(f"the loss is not finite at step {self.step}")
         record = {"step": self.step, "seconds": round(self.seconds, 1)}
         record["progress"] = round(progress(self.recipe.schedule, self.step, self.seconds), 4)
-        record |= {k: round(v, 5) for k, v in zip(("loss", "mse", "y_bpp", "z_bpp"), values, strict=True)}
+        names = (
+            "loss",
+            "mse",
+            "y_bpp",
+            "z_bpp",
+            *(f"y_bpp_{name}" for name in self.model.contexts if name in self.recipe.rate),
+        )
+        record |= {k: round(v, 5) for k, v in zip(names, values, strict=True)}
         if on_log:
             on_log(record)
 

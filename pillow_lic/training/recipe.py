@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pillow_lic.models.context.network import ContextModel
+from pillow_lic.models.context.schedule import ContextShape, units_of
+from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture
+
+STAGES = ("joint", "contexts", "decoder")
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,11 @@ class Batches:
 class Recipe:
     """A training run: shapes, schedule, optimiser, crops, loss weighting and seed.
 
-    ``stage`` is "joint" (everything learns, from noisy latents) or "decoder": a last phase, started
-    from a finished run, in which what decides the latents is frozen and what decodes them learns
-    from those that files really hold.
+    ``stage`` is "joint" (everything learns, from noisy latents), or one of those that start from
+    another run: "contexts" (only the context models named in ``rate`` learn, from the latents that
+    files really hold) or "decoder" (what decodes learns from those latents, what decides them is
+    frozen).  ``contexts`` are the model's context models; ``rate`` says how much each counts in the
+    loss, "none" being the hyperprior alone.
     """
 
     name: str
@@ -69,18 +76,34 @@ class Recipe:
     model: Architecture = field(default_factory=Architecture)
     optimiser: Optimiser = field(default_factory=Optimiser)
     batches: Batches = field(default_factory=Batches)
+    contexts: dict[str, ContextShape] = field(default_factory=dict)
+    rate: dict[str, float] = field(default_factory=lambda: {"none": 1.0})
     stage: str = "joint"
     lambda_balance: float = 0.4
     ema: float = 0.999
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.stage not in ("joint", "decoder"):
-            raise ValueError(f"stage must be 'joint' or 'decoder', not {self.stage!r}")
+        if self.stage not in STAGES:
+            raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
+        for name in self.contexts:
+            units_of(name, self.model.latents, self.contexts[name].slices)
+        for name, share in self.rate.items():
+            if name != "none" and name not in self.contexts:
+                raise ValueError(f"[rate] names {name!r}, which is not in [contexts]")
+            if not share > 0:
+                raise ValueError(f"shares in [rate] must be above 0, not {share!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and manifests."""
         return asdict(self)
+
+    def make_model(self) -> HyperpriorModel:
+        """An untrained model of the recipe's shapes."""
+        model = HyperpriorModel(self.model)
+        for name, shape in self.contexts.items():
+            model.contexts[name] = ContextModel(name, shape, self.model)
+        return model
 
     def limited(self, max_steps: int) -> Recipe:
         """The same recipe for a dry run of at most ``max_steps`` steps."""
@@ -104,6 +127,9 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     parts = {"schedule": Schedule, "model": Architecture, "optimiser": Optimiser, "batches": Batches}
     built: dict[str, Any] = {}
     for key, value in values.items():
+        if key == "contexts":
+            built[key] = {name: _section(ContextShape, f"contexts.{name}", v) for name, v in value.items()}
+            continue
         built[key] = _section(parts[key], key, value) if key in parts else value
     if "name" not in built or "schedule" not in built:
         raise ValueError("a recipe needs a name and a [schedule]")

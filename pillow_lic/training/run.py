@@ -7,22 +7,25 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from pillow_lic import codec, container
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.container import Header
-from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
-from pillow_lic.models.loading import FORMAT, load_model
+from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
+from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import EncoderOptions
 from pillow_lic.training import export, validate
 from pillow_lic.training.data import image_files
 from pillow_lic.training.loop import Trainer, progress
+from pillow_lic.training.probabilities import count_magnitudes, count_values, make_context_tables, make_tables
 from pillow_lic.training.recipe import Recipe
 
 TABLE_IMAGES = 400
@@ -86,9 +89,13 @@ def finish(
     _say(f"measuring the symbols of {TABLE_IMAGES} training images for the probability tables")
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.safetensors"
-        export.write_model(model, plain, export.make_tables(), skip=0)
-        counts = export.count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))
-    export.write_model(model, output, export.make_tables(counts))
+        export.write_model(model, plain, make_tables(), skip=0)
+        counts = count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))
+        context_tables = {
+            name: make_context_tables(count_values(seen_passes(plain, name, data, TABLE_IMAGES)))
+            for name in model.contexts
+        }
+    export.write_model(model, output, make_tables(counts), context_tables)
     if validation is None:
         return {}
     _say("measuring the model on the validation images")
@@ -101,16 +108,31 @@ def finish(
     return {k: round(v, 4) for k, v in results.items()}
 
 
-def seen_symbols(path: Path, data: str | Path, count: int) -> Any:
-    """(symbols, table indices) of training images, coded with a model that skips nothing."""
-    model = load_model(str(path))
+def _seen_tiles(model: Model, data: str | Path, count: int) -> Iterator[tuple[codec.CodedTile, int]]:
+    """Coded training images, each at a random quality, with their quality codes."""
     for pixels, quality in tqdm(validate.crops_for_tables(data, count), total=count, delay=2, desc="tables"):
         code = EncoderOptions(quality=quality).quality_code
         header = Header(pixels.shape[1], pixels.shape[0], "RGB", model.identity, code)
         with torch.inference_mode():
             for tile in codec.analyse(model, pixels, header, torch.device("cpu")):
-                yield tile.y, tile.y_index
-                yield tile.z, tile.z_index
+                yield tile, code
+
+
+def seen_symbols(path: Path, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
+    """(symbols, table indices) of training images, coded with a model that skips nothing."""
+    for tile, _ in _seen_tiles(load_model(str(path)), data, count):
+        yield tile.y.ravel(), codec.flat(tile.priors.index)
+        yield tile.z.ravel(), tile.z_index.ravel()
+
+
+def seen_passes(path: Path, context: str, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
+    """(values, tables) that a context model codes of training images, skipping what files will skip."""
+    model = load_model(str(path))
+    network = model.context(context, torch.device("cpu"))
+    for tile, code in _seen_tiles(model, data, count):
+        symbols = np.where(tile.priors.index.numpy() < SKIP, 0, tile.y)
+        with torch.inference_mode():
+            yield from network.seen(symbols, tile.priors.index, tile.priors.hidden, code, SKIP)
 
 
 def manifest(

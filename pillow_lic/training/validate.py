@@ -19,8 +19,9 @@ from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.pixels import Pixels
 from pillow_lic.quantizers import scalar
 from pillow_lic.training.data import image_files, load_rgb
-from pillow_lic.training.export import exact_tensors, make_tables
+from pillow_lic.training.export import exact_tensors
 from pillow_lic.training.losses import forward
+from pillow_lic.training.probabilities import make_tables
 
 Curve = list[tuple[float, float]]
 
@@ -83,7 +84,7 @@ def conversion_cost(model: HyperpriorModel, images: Sequence[Pixels]) -> float:
     """
     model.eval()
     exact = ExactHyperSynthesis(exact_tensors(model), SCALES)
-    tables = Tables(*make_tables(), skip=0)
+    tables = Tables.mirrored(*make_tables(), skip=0)
     bits_float = bits_integer = 0.0
     for pixels in images:
         for stop in STOPS:
@@ -104,7 +105,7 @@ def _bits(
     inverse, z_mean, _ = model.z_prior(quality)
     z = (model.hyper_analysis(y, quality) / inverse - z_mean).round()[0].numpy().astype(np.int16)
     z_index = np.broadcast_to(exact.z_prior(code)[2][:, None, None], z.shape)
-    mean, index = exact(z, code)
+    mean, index, _ = exact(z, code)
     symbols = scalar.quantise(y[0], mean, index, skip=0).numpy()
     total = tables.bits(z, z_index).sum() + tables.bits(symbols, index.numpy()).sum()
     return in_float, float(total)

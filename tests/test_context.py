@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import coded, pixels_of
+from PIL import Image
+from test_exact import default_dtype, matmul_precision, threads
+
+from pillow_lic import codec, container
+from pillow_lic.container import Header
+from pillow_lic.models.context.network import ContextModel, UnitNetwork
+from pillow_lic.models.context.schedule import CONTEXTS, TAPS, ContextShape, Unit, units_of, view_of
+from pillow_lic.models.hyperprior import HyperpriorModel
+from pillow_lic.models.loading import load_model
+from pillow_lic.models.transforms import Architecture
+from pillow_lic.training.export import write_model
+from pillow_lic.training.probabilities import make_tables
+
+CPU = torch.device("cpu")
+TINY = Architecture(latents=24, analysis=(0, 0), synthesis=(0, 0), hyper_channels=16, hyperlatents=8)
+SLICES = {"channel": (3, 9, 14), "staircase": (3, 9, 14)}
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    torch._C._set_mkldnn_enabled(False)
+    yield
+    torch._C._set_mkldnn_enabled(True)
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Whoever sets this wants float32 products of rounded factors, in convolutions too."""
+    parts = (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "bf16"
+    yield
+    for part, value in zip(parts, before, strict=True):
+        part.fp32_precision = value
+
+
+def tiny_model() -> HyperpriorModel:
+    """An untrained model whose context models say something all the same."""
+    torch.manual_seed(5)
+    model = HyperpriorModel(TINY)
+    model.hyper_synthesis.leave.bias.data[:, TINY.latents :] = 3.0
+    for name in CONTEXTS:
+        model.contexts[name] = ContextModel(name, ContextShape(16, SLICES.get(name, ())), TINY)
+    for network in model.contexts.modules():
+        if isinstance(network, UnitNetwork):
+            torch.nn.init.normal_(network.value_window, std=0.2)
+            torch.nn.init.normal_(network.size_window, std=0.02)
+            torch.nn.init.normal_(network.leave.weight, std=0.05)
+            torch.nn.init.normal_(network.leave.bias, std=0.05)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    write_model(tiny_model(), path, make_tables())
+    return str(path)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_units_hold_every_latent_once(context: str) -> None:
+    units = units_of(context, 24, SLICES.get(context, ()))
+    seen = np.zeros((24, 2), int)
+    for unit in units:
+        seen[unit.first : unit.last, slice(None) if unit.parity is None else unit.parity] += 1
+    assert (seen == 1).all()
+    assert [u.step for u in units] == sorted(u.step for u in units)
+
+
+def test_slices_must_divide_the_channels() -> None:
+    for slices in ((24,), (5, 5), (0, 3)):
+        with pytest.raises(ValueError, match="slices"):
+            units_of("channel", 24, slices)
+    with pytest.raises(ValueError, match="ascending"):
+        ContextShape(16, (9, 3))
+
+
+def test_an_autoregressive_window_shows_the_past_only() -> None:
+    (unit,) = units_of("autoregressive", 4)
+    view = view_of(unit, (unit,))
+    assert view.centre == 0
+    assert max(view.taps[0]) < TAPS * TAPS // 2
+
+
+def order(unit: Unit, h: int, w: int) -> np.ndarray:
+    """When each position of a unit is decoded."""
+    row, column = np.mgrid[:h, :w]
+    return column + 3 * row if unit.causal else np.full((h, w), unit.step)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_nothing_depends_on_what_is_decoded_later(context: str) -> None:
+    model = tiny_model()
+    network = model.contexts[context]
+    assert isinstance(network, ContextModel)
+    generator = torch.Generator().manual_seed(1)
+    h, w = 6, 7
+    symbols = torch.randint(-5, 6, (1, 24, h, w), generator=generator).float()
+    index, hidden = torch.full((1, 24, h, w), 30.0), torch.randn(1, 16, h, w, generator=generator)
+    when = torch.zeros(24, h, w)
+    for unit in network.units:
+        place = slice(None) if unit.parity is None else (np.add.outer(range(h), range(w)) % 2 == unit.parity)
+        times = torch.from_numpy(order(unit, h, w)).float()
+        for channel in range(unit.first, unit.last):
+            when[channel][place] = times[place]
+    quality = torch.tensor([3.0])
+    with torch.no_grad():
+        shift, refined = network(symbols, index, hidden, quality)
+        changed = False
+        for time in when.unique():
+            other = torch.where(when >= time, symbols + 3, symbols)
+            found, found_index = network(other, index, hidden, quality)
+            past = (when <= time)[None]
+            assert torch.equal(found[past], shift[past])
+            assert torch.equal(found_index[past], refined[past])
+            changed |= not torch.equal(found, shift)
+    assert changed or len(when.unique()) == 1
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_integers_follow_the_float_network(context: str, tiny: str) -> None:
+    network = tiny_model().contexts[context]
+    exact = load_model(tiny).context(context, CPU)
+    rng = np.random.default_rng(3)
+    h, w, code = 5, 8, 512
+    symbols = np.rint(rng.normal(size=(24, h, w)) * 3).astype(np.int16)
+    index = torch.from_numpy(rng.integers(15, 45, (24, h, w)).astype(np.uint8))
+    hidden = torch.from_numpy(np.rint(rng.normal(size=(16, h, w)) * 256))
+    with torch.no_grad():
+        args = (torch.from_numpy(symbols)[None].float(), index[None].float(), hidden[None].float() / 256)
+        shift, refined = (x[0].numpy() for x in network(*args, torch.tensor([3.0])))
+    tables = np.concatenate([[0], np.cumsum(32 // exact.ladder.grain + 1)])
+    with torch.inference_mode():
+        for part in exact._passes(index, hidden, code, 0):
+            flat = (part.channel, part.position)
+            part.symbols = symbols.reshape(24, -1)[flat].astype(np.int32)
+            found = np.searchsorted(tables, part.table, side="right") - 1
+            assert np.abs(found - np.clip(refined.reshape(24, -1)[flat], 0, 63)).max() < 1
+            offset = part.whole + part.sign * (part.table - tables[found]) * exact.ladder.grain[found] / 64
+            grain = exact.ladder.grain[found] / 64
+            scale = 0.11 * np.exp(index.numpy().reshape(24, -1)[flat] * np.log(60 / 0.11) / 63)
+            assert (np.abs(offset - shift.reshape(24, -1)[flat]) < grain / 2 + 0.06 * scale + 0.02).all()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_context_decodes_to_the_same_pixels(context: str, tiny: str, small: Image.Image) -> None:
+    plain = coded(small, model=tiny, context="none", quality=5)
+    data = coded(small, model=tiny, context=context, quality=5)
+    assert data != plain
+    with Image.open(BytesIO(data)) as image:
+        assert image.info["context"] == context
+    assert np.array_equal(pixels_of(data), pixels_of(plain))
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: threads(1),
+        lambda: threads(4),
+        lambda: matmul_precision("medium"),
+        lambda: default_dtype(torch.bfloat16),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: without_onednn(),
+        lambda: bfloat16_products(),
+    ],
+    ids=["1 thread", "4 threads", "medium", "bf16 default", "autocast", "no oneDNN", "bf16 products"],
+)
+def test_bytes_are_the_same_under_every_setting(
+    context: str, tiny: str, small: Image.Image, setting: Callable[[], AbstractContextManager[None]]
+) -> None:
+    plain = coded(small, model=tiny, context="none")
+    expected = codec.transcode(plain, context)
+    with setting():
+        assert codec.transcode(plain, context) == expected
+        assert codec.transcode(expected, "none") == plain
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_windows_are_summed_alike_by_convolution_and_by_gathering(context: str, tiny: str) -> None:
+    exact = load_model(tiny).context(context, CPU)
+    for unit, network in exact.networks.items():
+        if unit.causal:
+            continue
+        ratio = torch.randint(-128, 129, (24, 9, 11), generator=torch.Generator().manual_seed(2)).float()
+        (at,) = (found for step in exact._steps(5, 7) for u, found in step if u is unit)
+        padded = at + 2 * 11 + 2 + at // 7 * 4
+        seen = ratio[: network.view.spatial]
+        for one, other in zip(network._convolved(seen, at), network._gathered(seen, padded), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("tile", [None, 64])
+def test_transcoding_there_and_back_gives_the_same_bytes(
+    context: str, tile: int | None, tiny: str, small: Image.Image
+) -> None:
+    metadata = {"xmp": b"<x/>" * 50, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}
+    data = coded(small, model=tiny, context="none", tile=tile, **metadata)
+    there = codec.transcode(data, context)
+    assert np.array_equal(pixels_of(there), pixels_of(data))
+    assert codec.transcode(there, "none") == data
+    assert there == coded(small, model=tiny, context=context, tile=tile, **metadata)
+
+
+def test_auto_keeps_the_smallest(tiny: str, small: Image.Image) -> None:
+    sizes = {c: len(coded(small, model=tiny, context=c)) for c in ("none", "checkerboard", "channel", "staircase")}
+    data = coded(small, model=tiny, context="auto")
+    assert len(data) == min(sizes.values())
+    with Image.open(BytesIO(data)) as image:
+        assert sizes[image.info["context"]] == len(data)
+
+
+@pytest.mark.parametrize("context", ["none", *CONTEXTS])
+def test_damaged_symbols_never_become_a_picture(context: str, tiny: str, small: Image.Image) -> None:
+    data = coded(small, model=tiny, context=context)
+    reader = container.Reader(BytesIO(data))
+    reader.metadata()
+    (tile,) = next(reader.frames())
+    rng = np.random.default_rng(7)
+    for _ in range(25):
+        broken = bytearray(tile)
+        broken[int(rng.integers(len(broken)))] ^= 1 << int(rng.integers(8))
+        damaged = container.write(reader.header, {}, [[bytes(broken)]])
+        with Image.open(BytesIO(damaged)) as image, pytest.raises(OSError, match="damaged LIC file"):
+            image.load()
+    for length in (0, 3, 4, 9, len(tile) // 2):
+        damaged = container.write(reader.header, {}, [[tile[:length]]])
+        with Image.open(BytesIO(damaged)) as image, pytest.raises(OSError, match="damaged LIC file"):
+            image.load()
+
+
+def test_a_context_that_the_model_lacks(tmp_path: Path, small: Image.Image) -> None:
+    model = HyperpriorModel(TINY)
+    path = tmp_path / "plain.safetensors"
+    write_model(model, path, make_tables())
+    target = tmp_path / "x.lic"
+    with pytest.raises(ValueError, match="has no context 'channel'; it has 'none'"):
+        small.save(target, model=path, context="channel")
+    assert not target.exists()
+    small.save(target, model=path)  # no context asked for: the best there is
+    reader = container.Reader(BytesIO(target.read_bytes()))
+    reader.metadata()
+    header = reader.header
+    assert header.context == "none"
+    claimed = Header(header.width, header.height, "RGB", header.model_id, header.quality_code, "channel")
+    with (
+        Image.open(BytesIO(container.write(claimed, {}, list(reader.frames())))) as image,
+        pytest.raises(OSError, match="no context 'channel'"),
+    ):
+        image.load()
+
+
+def test_context_models_are_read_when_asked_for(tiny: str) -> None:
+    model = load_model(tiny)
+    assert not any(name.startswith("context.") for name in model.tensors)
+    assert set(model.contexts) == set(CONTEXTS)
+    data = Path(tiny).read_bytes()
+    fresh = Path(tiny).with_name("replaced.safetensors")
+    fresh.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    replaced = load_model(str(fresh))
+    fresh.write_bytes(data)
+    with pytest.raises(ValueError, match="replaced while it was in use"):
+        replaced.context("channel", CPU)

@@ -14,6 +14,7 @@ from test_exact import default_dtype, matmul_precision, threads
 
 from pillow_lic import codec, container
 from pillow_lic.container import Header
+from pillow_lic.entropy.context import padded
 from pillow_lic.models.context.network import ContextModel, UnitNetwork
 from pillow_lic.models.context.schedule import CONTEXTS, TAPS, ContextShape, Unit, units_of, view_of
 from pillow_lic.models.hyperprior import HyperpriorModel
@@ -143,15 +144,20 @@ def test_integers_follow_the_float_network(context: str, tiny: str) -> None:
         shift, refined = (x[0].numpy() for x in network(*args, torch.tensor([3.0])))
     tables = np.concatenate([[0], np.cumsum(32 // exact.ladder.grain + 1)])
     with torch.inference_mode():
-        for part in exact._passes(index, hidden, code, 0):
-            flat = (part.channel, part.position)
-            part.symbols = symbols.reshape(24, -1)[flat].astype(np.int32)
-            found = np.searchsorted(tables, part.table, side="right") - 1
-            assert np.abs(found - np.clip(refined.reshape(24, -1)[flat], 0, 63)).max() < 1
-            offset = part.whole + part.sign * (part.table - tables[found]) * exact.ladder.grain[found] / 64
-            grain = exact.ladder.grain[found] / 64
-            scale = 0.11 * np.exp(index.numpy().reshape(24, -1)[flat] * np.log(60 / 0.11) / 63)
-            assert (np.abs(offset - shift.reshape(24, -1)[flat]) < grain / 2 + 0.06 * scale + 0.02).all()
+        for parts in exact._passes(index, hidden, code, 0):
+            for part in parts:
+                own = slice(part.unit.first, part.unit.last)
+                at = part.at.numpy()
+                part.symbols = symbols.reshape(24, -1)[own][:, at].ravel().astype(np.int32)
+                wanted, wanted_shift, old = (
+                    x.reshape(24, -1)[own][:, at].ravel() for x in (refined, shift, index.numpy())
+                )
+                found = np.searchsorted(tables, part.table, side="right") - 1
+                assert np.abs(found - np.clip(wanted, 0, 63)).max() < 1
+                grain = exact.ladder.grain[found] / 64
+                offset = part.whole + np.where(part.mirrored, -1, 1) * (part.table - tables[found]) * grain
+                scale = 0.11 * np.exp(old * np.log(60 / 0.11) / 63)
+                assert (np.abs(offset - wanted_shift) < grain / 2 + 0.06 * scale + 0.02).all()
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -196,9 +202,10 @@ def test_windows_are_summed_alike_by_convolution_and_by_gathering(context: str, 
             continue
         ratio = torch.randint(-128, 129, (24, 9, 11), generator=torch.Generator().manual_seed(2)).float()
         (at,) = (found for step in exact._steps(5, 7) for u, found in step if u is unit)
-        padded = at + 2 * 11 + 2 + at // 7 * 4
+        place = at + 2 * 11 + 2 + at // 7 * 4
+        assert torch.equal(place, padded(at, 7))
         seen = ratio[: network.view.spatial]
-        for one, other in zip(network._convolved(seen, at), network._gathered(seen, padded), strict=True):
+        for one, other in zip(network._convolved(seen, at), network._gathered(seen, place), strict=True):
             assert torch.equal(one, other)
 
 

@@ -38,21 +38,18 @@ class SymbolEncoder:
             raise ValueError(f"a latent is larger than {LIMIT} steps; use a lower quality")
         order, groups = _group(indices, tables.skip)
         ordered = symbols[order].astype(np.int32)
-        escapes = []
+        reach = _reach_of(groups, tables)
+        outside = np.flatnonzero(np.abs(ordered) > reach)
+        coded = ordered + reach
+        coded[outside] = 2 * reach[outside] + 1
         at = 0
         for table, count in groups:
-            part, reach = ordered[at : at + count], tables.reach[table]
-            outside = np.abs(part) > reach
-            coded = part + reach
-            if outside.any():
-                coded[outside] = 2 * reach + 1
-                beyond = part[outside]
-                # Sign in the lowest bit, distance past the table's end above it, plus one.
-                escapes.append((np.abs(beyond) - reach - 1) * 2 + (beyond < 0) + 1)
-            self._coder.encode(coded, tables.model(table))
+            self._coder.encode(coded[at : at + count], tables.model(table))
             at += count
-        if escapes:
-            self._encode_tail(np.concatenate(escapes))
+        if outside.size:
+            beyond = ordered[outside]
+            # Sign in the lowest bit, distance past the table's end above it, plus one.
+            self._encode_tail((np.abs(beyond) - reach[outside] - 1) * 2 + (beyond < 0) + 1)
 
     def _encode_tail(self, values: NDArray[np.int32]) -> None:
         """Exp-Golomb: the number of bits below the leading one, uniform, then those bits."""
@@ -90,19 +87,15 @@ class SymbolDecoder:
     def _decode(self, indices: Indices, tables: Tables) -> Symbols:
         order, groups = _group(indices, tables.skip)
         ordered = np.empty(order.size, np.int32)
-        escaped, starts = [], []
         at = 0
         for table, count in groups:
-            reach = tables.reach[table]
-            part = self._coder.decode(tables.model(table), count) - reach
-            where = np.flatnonzero(part > reach)
-            if where.size:
-                escaped.append(where + at)
-                starts.append(np.full(where.size, reach + 1))
-            ordered[at : at + count] = part
+            ordered[at : at + count] = self._coder.decode(tables.model(table), count)
             at += count
-        if escaped:
-            ordered[np.concatenate(escaped)] = self._decode_tail(np.concatenate(starts))
+        reach = _reach_of(groups, tables)
+        ordered -= reach
+        escaped = np.flatnonzero(ordered > reach)
+        if escaped.size:
+            ordered[escaped] = self._decode_tail(reach[escaped].astype(np.intp) + 1)
         symbols = np.zeros(indices.size, np.int16)
         symbols[order] = ordered
         return symbols
@@ -127,3 +120,9 @@ def _group(indices: Indices, skip: int) -> tuple[NDArray[np.int_], list[tuple[in
     order = order[int(counts[:skip].sum()) :]
     groups = [(table, int(counts[table])) for table in np.flatnonzero(counts).tolist() if table >= skip]
     return order, groups
+
+
+def _reach_of(groups: list[tuple[int, int]], tables: Tables) -> NDArray[np.int32]:
+    """The reach of each coded symbol's table, in coding order."""
+    reach = np.array([tables.reach[table] for table, _ in groups], np.int32)
+    return np.repeat(reach, [count for _, count in groups])

@@ -137,11 +137,11 @@ class ExactUnit:
         ``ratio`` (M, h + 4, w + 4) holds what is decoded with two zeros around, ``hidden`` (H, h w).
         """
         seen = ratio[: self.view.spatial]
-        padded = at + 2 * (width + TAPS - 1) + 2 + torch.div(at, width, rounding_mode="floor") * (TAPS - 1)
+        place = padded(at, width)
         few = self.unit.causal or seen.device.type != "cpu"
-        value, size = self._gathered(seen, padded) if few else self._convolved(seen, at)
+        value, size = self._gathered(seen, place) if few else self._convolved(seen, at)
         drop = 2.0**-self.window_bits
-        centre = seen[: self.view.centre].flatten(1).index_select(1, padded)
+        centre = seen[: self.view.centre].flatten(1).index_select(1, place)
         x = torch.cat([hidden.index_select(1, at), _round(value, drop), _round(size, drop), centre, centre.abs()])
         x = self._network(x, quality_code)
         shift, change = x.chunk(2)
@@ -172,11 +172,11 @@ class ExactUnit:
             sums.append(out[0].flatten(1).index_select(1, at))
         return sums[0], sums[1]
 
-    def _gathered(self, seen: Tensor, padded: Tensor) -> tuple[Tensor, Tensor]:
+    def _gathered(self, seen: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """The same for a few positions, or where a convolution may not be exact."""
         row = seen.shape[2]
         offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - 2) * row + self.taps % TAPS - 2
-        patches = seen.flatten(1)[:, padded[:, None] + offsets]
+        patches = seen.flatten(1)[:, place[:, None] + offsets]
         value, size = (self.windows[n][:, None, self.taps] for n in ("value_window", "size_window"))
         return (patches * value).sum(dim=2), (patches.abs() * size).sum(dim=2)
 
@@ -190,8 +190,10 @@ class ExactContext:
         self.ladder = Ladder.load(tensors, scales, device)
         lengths = tensors["tables.lengths"].numpy().astype(np.int32)
         self.tables = Tables.whole(tensors["tables.frequencies"].numpy().astype(np.int32), lengths)
-        self._first = self.ladder.first_table
-        if len(self.tables) != self._first[-1]:
+        first = self.ladder.first_table
+        grain = torch.from_numpy(self.ladder.grain).to(device, torch.float32)
+        self._by_scale = (grain, 1 / grain, torch.from_numpy(first[:-1]).to(device, torch.float32))
+        if len(self.tables) != first[-1]:
             raise ValueError("the model's context has another number of tables than its ladder asks for")
         views = [view_of(u, self.units) for u in self.units]
         self.networks = {
@@ -211,21 +213,28 @@ class ExactContext:
         self, symbols: Symbols, index: Tensor, hidden: Tensor, quality_code: int, skip: int
     ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint16]]]:
         """What is coded, pass by pass: values relative to the shifted means, and their tables."""
-        flat = symbols.reshape(self.latents, -1)
-        for part in self._passes(index, hidden, quality_code, skip):
-            part.symbols = flat[part.channel, part.position].astype(np.int32)
-            yield part.shifted(), part.table
+        flat = torch.from_numpy(symbols).reshape(self.latents, -1)
+        for parts in self._passes(index, hidden, quality_code, skip):
+            for part in parts:
+                block = flat[part.unit.first : part.unit.last].index_select(1, part.at.cpu())
+                part.symbols = block.numpy().ravel().take(part.coded).astype(np.int32)
+            yield np.concatenate([p.shifted() for p in parts]), np.concatenate([p.table for p in parts])
 
     def decode(self, coder: SymbolDecoder, index: Tensor, hidden: Tensor, quality_code: int, skip: int) -> Symbols:
         """Read the symbols of y, (M, h, w); ``OSError`` if there is one that no encoder writes."""
-        symbols = np.zeros((self.latents, index.shape[1] * index.shape[2]), np.int16)
-        for part in self._passes(index, hidden, quality_code, skip):
-            part.unshift(coder.decode(part.table, self.tables))
-            symbols[part.channel, part.position] = part.symbols
-        return symbols.reshape(index.shape)
+        symbols = torch.zeros((self.latents, index.shape[1] * index.shape[2]), dtype=torch.int16, device="cpu")
+        for parts in self._passes(index, hidden, quality_code, skip):
+            decoded = coder.decode(np.concatenate([p.table for p in parts]), self.tables)
+            first = 0
+            for part in parts:
+                part.unshift(decoded[first : first + part.coded.size])
+                first += part.coded.size
+                symbols[part.unit.first : part.unit.last].index_copy_(1, part.at.cpu(), part.block().to(torch.int16))
+        found: Symbols = symbols.numpy().reshape(index.shape)
+        return found
 
-    def _passes(self, index: Tensor, hidden: Tensor, quality_code: int, skip: int) -> Iterator[Pass]:
-        """Each pass of the range coder in turn; whoever iterates fills in its symbols."""
+    def _passes(self, index: Tensor, hidden: Tensor, quality_code: int, skip: int) -> Iterator[list[Part]]:
+        """The parts of each pass of the range coder in turn; whoever iterates fills in their symbols."""
         _, h, w = index.shape
         margin = TAPS // 2
         # Multiplying by whole powers of two and rounding down: exact in float64 and float32 alike.
@@ -236,44 +245,39 @@ class ExactContext:
             parts = []
             for unit, at in step:
                 own = flat[unit.first : unit.last].index_select(1, at)
+                some = (own >= skip).any(dim=0)  # positions where nothing is coded ask for no network
+                at, own = at[some], own[:, some]
                 shift = change = torch.zeros(own.shape, dtype=torch.float32, device=self.device)
                 if unit in self.networks:
                     shift, change = self.networks[unit](ratio, hidden, at, w, quality_code)
-                parts.append(self._refine(unit, own, shift, change, at, skip))
-            merged = Pass(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-            yield merged
-            self._place(ratio, flat, merged, w)
+                parts.append(self._refine(unit, at, own, shift, change, skip))
+            yield parts
+            for part in parts:
+                self._place(ratio, part, w)
 
-    def _refine(
-        self, unit: Unit, index: Tensor, shift: Tensor, change: Tensor, at: Tensor, skip: int
-    ) -> tuple[NDArray[np.integer], ...]:
-        """What a unit adds to a pass: channels, positions, tables, whole shifts, signs, of coded latents."""
-        coded = index >= skip
-        index, shift, change = (x[coded] for x in (index, shift, change))
-        old = index.long()
-        refined = old + torch.floor(change * 2.0**-SHIFT_BITS + 0.5).long()
-        table = refined.clamp(0, self.scales - 1).cpu().numpy()
-        scale = self.ladder.scale[old]
-        offset = torch.floor(shift * scale * 2.0**-SHIFT_BITS + 0.5).to(torch.int32).cpu().numpy()
-        grain = self.ladder.grain[table]
-        offset = (offset + (grain >> 1)) // grain * grain
-        whole = (offset + 32) >> STEP_BITS
-        fraction = offset - (whole << STEP_BITS)
-        tables = (self._first[table] + np.abs(fraction) // grain).astype(np.uint16)
-        channel, column = (x.cpu().numpy() for x in coded.nonzero(as_tuple=True))
-        return channel + unit.first, at.cpu().numpy()[column], tables, whole, np.where(fraction < 0, -1, 1)
+    def _refine(self, unit: Unit, at: Tensor, index: Tensor, shift: Tensor, change: Tensor, skip: int) -> Part:
+        """Tables and shifts of a unit's latents; all sums and products of integers below 2**24."""
+        flat = index.flatten()
+        coded = (flat >= skip).nonzero()[:, 0]
+        old, shift, change = (x.index_select(0, coded) for x in (flat.int(), shift.flatten(), change.flatten()))
+        scale = self.ladder.scale.index_select(0, old)
+        offset = torch.floor(shift * scale * 2.0**-SHIFT_BITS + 0.5)
+        refined = (old + torch.floor(change * 2.0**-SHIFT_BITS + 0.5)).clamp_(0, self.scales - 1).int()
+        grain, inverse, first = (t.index_select(0, refined) for t in self._by_scale)
+        offset = torch.floor((offset + torch.floor(grain * 0.5)) * inverse) * grain
+        whole = torch.floor((offset + 32) * 2.0**-STEP_BITS)
+        fraction = offset - whole * 2.0**STEP_BITS
+        table = first + fraction.abs() * inverse
+        chosen = [x.to(torch.int16).cpu().numpy() for x in (table, whole, fraction)]
+        return Part(unit, at, index, coded.cpu().numpy(), chosen[0].astype(np.uint16), chosen[1], chosen[2] < 0)
 
-    def _place(self, ratio: Tensor, index: Tensor, part: Pass, width: int) -> None:
-        """Make a pass's symbols known to the next ones, in units of their scales."""
-        some = part.symbols.nonzero()[0]
-        channel, position, q = (
-            torch.from_numpy(x[some]).to(self.device) for x in (part.channel, part.position, part.symbols)
-        )
-        reciprocal = self.ladder.reciprocal[index[channel, position].long()]
-        r = (q.clamp(-256, 256) * reciprocal + 2 ** (RECIPROCAL_BITS - 1)) >> RECIPROCAL_BITS
-        row, column = torch.div(position, width, rounding_mode="floor"), position % width
-        margin = TAPS // 2
-        ratio[channel, row + margin, column + margin] = r.clamp(-RATIO_LIMIT, RATIO_LIMIT).to(torch.float32)
+    def _place(self, ratio: Tensor, part: Part, width: int) -> None:
+        """Make a part's symbols known to the next ones, in units of their scales."""
+        q = part.block().to(self.device).clamp_(-256, 256)
+        reciprocal = self.ladder.reciprocal.index_select(0, part.index.flatten().int()).reshape(q.shape)
+        r = (q * reciprocal + 2 ** (RECIPROCAL_BITS - 1)) >> RECIPROCAL_BITS
+        r = r.clamp_(-RATIO_LIMIT, RATIO_LIMIT).to(torch.float32)
+        ratio[part.unit.first : part.unit.last].flatten(1).index_copy_(1, padded(part.at, width), r)
 
     def _steps(self, h: int, w: int) -> Iterator[list[tuple[Unit, Tensor]]]:
         """Which units are coded together, and where: the one schedule of encoder and decoder."""
@@ -291,28 +295,46 @@ class ExactContext:
 
 
 @dataclass
-class Pass:
-    """The coded latents of one pass: where they are, their tables, and how far their means are shifted.
+class Part:
+    """A unit's latents in one pass: which are coded, with which tables, around which shifted means.
 
-    A negative fraction of a step is coded mirrored, with the table of the positive one.
+    ``at`` are flat positions, ``index`` (channels, P); the rest holds the coded latents only,
+    ``coded`` their places among channels and positions.  A negative fraction of a step (``mirrored``)
+    is coded with the table of the positive one.
     """
 
-    channel: NDArray[np.intp]
-    position: NDArray[np.intp]
+    unit: Unit
+    at: Tensor
+    index: Tensor
+    coded: NDArray[np.intp]
     table: NDArray[np.uint16]
-    whole: NDArray[np.int32]
-    sign: NDArray[np.int32]
+    whole: NDArray[np.int16]
+    mirrored: NDArray[np.bool_]
     symbols: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
 
     def shifted(self) -> NDArray[np.int32]:
         """The symbols as they are coded: relative to the shifted means."""
-        return (self.symbols - self.whole) * self.sign
+        relative = self.symbols - self.whole
+        return np.where(self.mirrored, -relative, relative)
 
-    def unshift(self, coded: Symbols) -> None:
+    def unshift(self, values: Symbols) -> None:
         """Take symbols as they were coded; ``OSError`` if one does not fit 16 bits."""
-        self.symbols = coded.astype(np.int32) * self.sign + self.whole
+        self.symbols = np.where(self.mirrored, -values, values).astype(np.int32) + self.whole
         if self.symbols.size and int(np.abs(self.symbols).max()) > LIMIT:
             raise OSError("damaged LIC file: a symbol is out of range")
+
+    def block(self) -> Tensor:
+        """All symbols, (channels, P) int32 on the CPU: zero where none is coded."""
+        block = np.zeros(self.index.shape, np.int32)
+        block.put(self.coded, self.symbols)
+        return torch.from_numpy(block)
+
+
+def padded(at: Tensor, width: int) -> Tensor:
+    """Flat positions in a grid with a margin of two from those in the grid itself."""
+    margin = TAPS // 2
+    row = torch.div(at, width, rounding_mode="floor")
+    return at + 2 * margin * row + margin * (width + 2 * margin) + margin
 
 
 def _at(parities: Tensor, parity: int | None) -> Tensor:
@@ -327,9 +349,9 @@ def _limit(x: Tensor) -> Tensor:
 def _activate(x: Tensor) -> Tensor:
     """Leaky ReLU with slope 1/8, floored, on limited activations."""
     x = _limit(x)
-    return torch.maximum(x, torch.floor(x * 0.125))
+    return torch.maximum(x, (x * 0.125).floor_(), out=x)
 
 
 def _round(x: Tensor, factor: float) -> Tensor:
     """x times a power of two, rounded and limited to an activation."""
-    return _limit(torch.floor(x * factor + 0.5))
+    return (x * factor).add_(0.5).floor_().clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)

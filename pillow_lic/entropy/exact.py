@@ -164,7 +164,7 @@ def _limit(x: Tensor) -> Tensor:
 def _activate(x: Tensor) -> Tensor:
     """Leaky ReLU with slope 1/8, floored, on limited activations."""
     x = _limit(x)
-    return torch.maximum(x, torch.floor(x * 0.125))
+    return torch.maximum(x, (x * 0.125).floor_(), out=x)
 
 
 def _shuffle(x: Tensor) -> Tensor:
@@ -173,5 +173,8 @@ def _shuffle(x: Tensor) -> Tensor:
 
 
 def _columns(x: Tensor, size: int) -> Tensor:
-    """im2col with zero padding: (c, h, w) -> (c * size * size, h * w)."""
-    return torch.nn.functional.unfold(x[None], size, padding=size // 2)[0]
+    """im2col with zero padding: (c, h, w) -> (c * size * size, h * w); one copy, on all threads."""
+    channels, h, w = x.shape
+    margin = size // 2
+    windows = torch.nn.functional.pad(x, (margin, margin, margin, margin)).unfold(1, size, 1).unfold(2, size, 1)
+    return windows.permute(0, 3, 4, 1, 2).reshape(channels * size * size, h * w)

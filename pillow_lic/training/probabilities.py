@@ -95,9 +95,13 @@ COLUMNS = 1024
 
 
 def grains() -> NDArray[np.int32]:
-    """To how many 64ths of a step a mean's shift is rounded, by scale index: finer than an eighth scale."""
+    """To how many 64ths of a step a mean's shift is rounded, by scale index.
+
+    Finer than a quarter of the scale or so; half as fine costs 0.1 %, and four times finer gains
+    0.05 % with more than twice the tables.
+    """
     sigma = np.array([sigma_of(i) for i in range(SCALES)])
-    return np.select([sigma < 0.5, sigma < 1, sigma < 2, sigma < 4, sigma < 8], [2, 4, 8, 16, 32], 64).astype(np.int32)
+    return np.select([sigma < 1, sigma < 2, sigma < 4], [8, 16, 32], 64).astype(np.int32)
 
 
 def shifted_masses(sigma: float, reach: int, shift: float) -> NDArray[np.float64]:

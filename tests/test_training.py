@@ -17,7 +17,7 @@ from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
 from pillow_lic.training import probabilities, validate
 from pillow_lic.training.data import Crops, image_files
 from pillow_lic.training.loop import LATENT_SIDE, Trainer, rate_factor, stratified_qualities
-from pillow_lic.training.losses import forward, rate_distortion
+from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
 from pillow_lic.training.recipe import Batches, Recipe, Schedule, load_recipe
 from pillow_lic.training.run import train
@@ -113,7 +113,7 @@ def test_the_loss_falls() -> None:
 
     def loss() -> float:
         with torch.no_grad():
-            outcome = forward(trainer.averaged_model(), pixels, quality, noise=False)
+            outcome = forward(trainer.averaged_model(), pixels, quality)
             return float(rate_distortion(outcome, quality, 0.4, {"none": 1}))
 
     before = loss()
@@ -168,7 +168,7 @@ def test_context_models_learn_from_frozen_latents(tmp_path: Path) -> None:
 
     def rates(model: HyperpriorModel) -> tuple[float, float]:
         with torch.no_grad():
-            found = forward(model, pixels, quality, noise=False, skip=8)
+            found = forward(model, pixels, quality, Objective(skip=8))
         return float(found.y_bpp.sum()), float(found.context_bpp["staircase"].sum())
 
     none, before = rates(trainer.model)
@@ -188,8 +188,8 @@ def test_a_model_grows_without_changing_what_it_computes(tmp_path: Path) -> None
     pixels = grown.crops.batch(2, torch.Generator().manual_seed(1))
     quality = torch.tensor([2.0, 7.0])
     with torch.no_grad():
-        one = forward(first.averaged_model(), pixels, quality, noise=False)
-        other = forward(grown.averaged_model(), pixels, quality, noise=False)
+        one = forward(first.averaged_model(), pixels, quality)
+        other = forward(grown.averaged_model(), pixels, quality)
     assert torch.allclose(one.mse, other.mse, rtol=1e-4)
     assert torch.allclose(one.y_bpp, other.y_bpp, rtol=1e-4)
     wider = Trainer(replace(RECIPE, model=replace(SMALL, latents=SMALL.latents + 1)), IMAGES)
@@ -202,9 +202,9 @@ def test_skipped_latents_cost_distortion_only_where_they_are_skipped() -> None:
     pixels = Crops(IMAGES, 64, torch.device("cpu")).batch(2, torch.Generator().manual_seed(0))
     quality = torch.tensor([2.0, 5.0])
     with torch.no_grad():
-        whole = forward(model, pixels, quality, noise=False)
-        none = forward(model, pixels, quality, noise=False, skip=64)
-        same = forward(model, pixels, quality, noise=False, skip=0)
+        whole = forward(model, pixels, quality)
+        none = forward(model, pixels, quality, Objective(skip=64))
+        same = forward(model, pixels, quality)
     assert torch.equal(whole.mse, same.mse)
     assert bool((none.mse > whole.mse).all())
 

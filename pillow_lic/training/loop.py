@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, SKIP, HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
+from pillow_lic.training import distributed
 from pillow_lic.training.data import Crops
-from pillow_lic.training.losses import Outcome, forward, rate_distortion
+from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import make_optimisers
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
 
@@ -33,10 +34,39 @@ def learns(parameter: str, recipe: Recipe) -> bool:
     return recipe.stage == "joint" or not parameter.startswith(LATENT_SIDE)
 
 
+class Loss(nn.Module):
+    """The training loss of a batch, and what is logged of it: one module, for compilers and DDP."""
+
+    def __init__(self, model: HyperpriorModel, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+
+    def forward(self, pixels: Tensor, quality: Tensor, progress: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels, qualities (B,) and progress 0...1 -> loss, (loss, mse, bpp of y, of z, of each context)."""
+        recipe = self.recipe
+        joint = recipe.stage == "joint"
+        objective = Objective(
+            quantisation=recipe.quantisation if joint else "straight-through",
+            progress=progress,
+            skip=0 if joint else SKIP,
+            distortion=None if recipe.stage == "contexts" else recipe.distortion,
+            contexts=tuple(recipe.rate),
+            window=recipe.correlation.window if recipe.correlation.weight else 0,
+            mask=recipe.correlation.mask,
+        )
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            outcome = forward(self.model, pixels, quality, objective)
+        loss = rate_distortion(outcome, quality, recipe.lambda_balance, recipe.rate, recipe.correlation.weight)
+        means = [outcome.mse, outcome.y_bpp, outcome.z_bpp, *outcome.context_bpp.values()]
+        return loss, torch.stack([loss, *(m.mean() for m in means)]).detach()
+
+
 class Trainer:
     """A model in training: weights, their running average, optimisers, and how far it has come."""
 
     def __init__(self, recipe: Recipe, data: str | Path, device: str = "cpu") -> None:
+        if distributed.processes() > 1 and not recipe.schedule.steps:
+            raise ValueError("several processes need a schedule in steps: their clocks differ")
         torch.manual_seed(recipe.seed)
         self.recipe = recipe
         self.device = torch.device(device)
@@ -54,7 +84,9 @@ class Trainer:
     # -- state -----------------------------------------------------------------------------
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint atomically."""
+        """Write a checkpoint atomically; of several processes only the first does."""
+        if distributed.rank():
+            return
         state = {
             "recipe": self.recipe.as_dict(),
             "model": self.model.state_dict(),
@@ -114,10 +146,15 @@ class Trainer:
         if the loss is no number any more.
         """
         batch = self.recipe.batches.batch
-        generator = torch.Generator(self.device).manual_seed(self.recipe.seed * 1_000_003 + self.step)
+        seed = self.recipe.seed * 1_000_003 + self.step
+        generator = torch.Generator(self.device).manual_seed(seed)
         if self.step == 0 and not self.started:
             initialise_priors(self.model, self.crops.batch(4 * batch, generator))
-        compute = torch.compile(self._loss) if self.device.type == "cuda" else self._loss
+        # Every process starts from the same weights and goes on with crops of its own.
+        generator.manual_seed(seed + 7919 * distributed.rank())
+        compute = distributed.share_gradients(Loss(self.model, self.recipe), self.device)
+        if self.device.type == "cuda":
+            compute = torch.compile(compute)  # type: ignore[assignment]
         started, before = time.monotonic(), self.seconds
         saved = started
         sums: list[Tensor] = []
@@ -138,27 +175,19 @@ class Trainer:
             self.save(checkpoint)
         return finished
 
-    def _step(self, pixels: Tensor, generator: torch.Generator, compute: Any) -> Tensor:
+    def _step(self, pixels: Tensor, generator: torch.Generator, compute: nn.Module) -> Tensor:
         self._set_rates()
         quality = stratified_qualities(pixels.shape[0], generator)
         pixels = pixels.to(memory_format=torch.channels_last)
-        loss, outcome = compute(pixels, quality)
+        done = progress(self.recipe.schedule, self.step, self.seconds)
+        loss, figures = compute(pixels, quality, torch.tensor(min(1.0, done), device=self.device))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         self._average_weights()
-        rates = [outcome.y_bpp, outcome.z_bpp, *outcome.context_bpp.values()]
-        return torch.stack([m.detach() for m in (loss, outcome.mse.mean(), *(r.mean() for r in rates))])
-
-    def _loss(self, pixels: Tensor, quality: Tensor) -> tuple[Tensor, Outcome]:
-        with torch.autocast(self.device.type, torch.bfloat16):
-            recipe = self.recipe
-            noise, decode = recipe.stage == "joint", recipe.stage != "contexts"
-            skip = 0 if noise else SKIP
-            outcome = forward(self.model, pixels, quality, noise=noise, skip=skip, decode=decode, contexts=recipe.rate)
-        return rate_distortion(outcome, quality, recipe.lambda_balance, recipe.rate), outcome
+        return figures  # type: ignore[no-any-return]
 
     def _set_rates(self) -> None:
         factor = rate_factor(self.recipe.schedule, self.step, self.seconds)

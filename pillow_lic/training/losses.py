@@ -8,22 +8,51 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pillow_lic.models.hyperprior import SKIP, HyperpriorModel
+from pillow_lic.models.hyperprior import SKIP, HyperpriorModel, scale_of
 from pillow_lic.models.transforms import rate_weight
-from pillow_lic.training.surrogates import additive_noise, gaussian_bits, straight_through
+from pillow_lic.training.correlation import correlation_loss
+from pillow_lic.training.distortions import DISTORTIONS, squared_error
+from pillow_lic.training.surrogates import gaussian_bits, surrogate
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a forward pass computes, and with what in place of rounding.
+
+    quantisation  one of :data:`QUANTISATIONS`; ``progress`` (0...1) hardens "soft-to-hard"
+    skip          latents with a scale index below it are taken as their means, as in files
+    distortion    one of :data:`DISTORTIONS`, or None for no decoding at all
+    contexts      which of the model's context models to run; None for all
+    window, mask  of the correlation loss; a window of 0 leaves it out
+    """
+
+    quantisation: str = "straight-through"
+    progress: float | Tensor = 0.0
+    skip: int = 0
+    distortion: str | None = "mse"
+    contexts: Collection[str] | None = None
+    window: int = 0
+    mask: str = "point"
+
+
+ROUNDED = Objective()
+"""Rate and distortion of rounded latents, skipping nothing."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One forward pass, by sample: squared error on 0...255, bits per pixel of y and of z.
+    """One forward pass, by sample: distortion, squared error on 0...255, bits per pixel of y and of z.
 
     ``y_bpp`` is that of context ``none``; ``context_bpp`` has the model's context models, by name.
+    ``correlation`` is the correlation loss.
     """
 
+    distortion: Tensor
     mse: Tensor
     y_bpp: Tensor
     z_bpp: Tensor
     context_bpp: dict[str, Tensor]
+    correlation: Tensor
 
     def bpp(self, shares: Mapping[str, float]) -> Tensor:
         """Bits per pixel, averaged over context models (and "none") with the given shares."""
@@ -32,51 +61,45 @@ class Outcome:
         return self.z_bpp + sum(rates[name] * (share / total) for name, share in shares.items())
 
 
-def forward(
-    model: HyperpriorModel,
-    pixels: Tensor,
-    quality: Tensor,
-    *,
-    noise: bool,
-    skip: int = 0,
-    decode: bool = True,
-    contexts: Collection[str] | None = None,
-) -> Outcome:
-    """Run the codec on (B, 3, H, W) pixels in -127.5...127.5, sides multiples of 64.
-
-    ``noise`` gives the rate of noisy values and the distortion of rounded ones, as Minnen et al.
-    train; without it both belong to rounded values, as in files.  Latents with a scale index
-    below ``skip`` are taken as their means, as in files too.  Without ``decode`` the distortion is 0;
-    ``contexts`` limits which of the model's context models are run.
-    """
+def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: Objective = ROUNDED) -> Outcome:
+    """Run the codec on (B, 3, H, W) pixels in -127.5...127.5, sides multiples of 64."""
     area = pixels.shape[2] * pixels.shape[3]
+    kind, progress = objective.quantisation, objective.progress
     y = model.analysis(pixels, quality).float()
     gain, inverse_gain = model.gains(quality)
     y = y * gain
     z_inverse, z_mean, z_index = model.z_prior(quality)
     z = model.hyper_analysis(y, quality).float() / z_inverse - z_mean
-    z_hat = (straight_through(z) + z_mean) * z_inverse
-    mean, index, hidden = model.hyper_synthesis(z_hat, quality)
+    z_for_rate, z_rounded = surrogate(z, kind, progress)
+    mean, index, hidden = model.hyper_synthesis((z_rounded + z_mean) * z_inverse, quality)
     mean, index = mean.float(), index.float()
     residual = y - mean
-    symbols = torch.where(index.round() < skip, 0.0, residual.round())
-    # Straight through: the value is the symbol's, the gradient the residual's.
-    rounded = residual + (symbols - residual).detach()
-    mse = torch.zeros_like(quality)
-    if decode:
-        output = model.synthesis((rounded + mean) * inverse_gain, quality)
-        mse = (output.float() - pixels).square().mean(dim=(1, 2, 3))
-    target = additive_noise(residual) if noise else rounded
-    noisy = additive_noise if noise else straight_through
+    for_rate, rounded = surrogate(residual, kind, progress)
+    if objective.skip:
+        skipped = index.round() < objective.skip
+        # Straight through: the value is zero, the gradient the residual's.
+        rounded = torch.where(skipped, residual - residual.detach(), rounded)
+        for_rate = torch.where(skipped, residual - residual.detach(), for_rate)
+    mse = distortion = torch.zeros_like(quality)
+    if objective.distortion is not None:
+        output = model.synthesis((rounded + mean) * inverse_gain, quality).float()
+        with torch.autocast(pixels.device.type, enabled=False):
+            mse = squared_error(output, pixels)
+            distortion = mse if objective.distortion == "mse" else DISTORTIONS[objective.distortion](output, pixels)
+    correlation = torch.zeros_like(quality)
+    if objective.window:
+        correlation = correlation_loss(residual / scale_of(index), objective.window, objective.mask)
     return Outcome(
+        distortion=distortion,
         mse=mse,
-        y_bpp=gaussian_bits(target, index).sum(dim=(1, 2, 3)) / area,
-        z_bpp=gaussian_bits(noisy(z), z_index.expand_as(z)).sum(dim=(1, 2, 3)) / area,
+        y_bpp=gaussian_bits(for_rate, index).sum(dim=(1, 2, 3)) / area,
+        z_bpp=gaussian_bits(z_for_rate, z_index.expand_as(z)).sum(dim=(1, 2, 3)) / area,
         context_bpp={
-            name: _context_bits(context, target, rounded, index, hidden, quality) / area
+            name: _context_bits(context, for_rate, rounded, index, hidden, quality) / area
             for name, context in model.contexts.items()
-            if contexts is None or name in contexts
+            if objective.contexts is None or name in objective.contexts
         },
+        correlation=correlation,
     )
 
 
@@ -93,12 +116,16 @@ def _context_bits(
     return bits.sum(dim=(1, 2, 3))
 
 
-def rate_distortion(outcome: Outcome, quality: Tensor, balance: float, shares: Mapping[str, float]) -> Tensor:
-    """Mean of (lambda * MSE + bpp) / lambda**balance over the batch, bpp averaged over contexts.
+def rate_distortion(
+    outcome: Outcome, quality: Tensor, balance: float, shares: Mapping[str, float], correlation: float = 0.0
+) -> Tensor:
+    """Mean of (lambda * distortion + bpp) / lambda**balance over the batch, bpp averaged over contexts.
+
+    ``correlation`` is the weight of the correlation loss, added as it is.
 
     Unbalanced, the highest quality's loss is about six times the lowest's and the lowest is
     hardly trained; with 0.4 all are of a size.
     """
     weight = rate_weight(quality).to(outcome.mse.device)
-    loss = (weight * outcome.mse + outcome.bpp(shares)) / weight**balance
-    return loss.mean()
+    loss = (weight * outcome.distortion + outcome.bpp(shares)) / weight**balance
+    return (loss + correlation * outcome.correlation).mean()

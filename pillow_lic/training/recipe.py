@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import ContextShape, units_of
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture
+from pillow_lic.training.correlation import mask_of
+from pillow_lic.training.distortions import DISTORTIONS
+from pillow_lic.training.surrogates import QUANTISATIONS
 
 STAGES = ("joint", "contexts", "decoder")
 
@@ -61,6 +65,20 @@ class Batches:
 
 
 @dataclass(frozen=True)
+class Correlation:
+    """The correlation loss: its weight (0: off), the side of its window and the mask over it."""
+
+    weight: float = 0.0
+    window: int = 3
+    mask: str = "point"
+
+    def __post_init__(self) -> None:
+        mask_of(self.mask, self.window)
+        if not self.weight >= 0:
+            raise ValueError(f"the correlation loss's weight must be at least 0, not {self.weight}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A training run: shapes, schedule, optimiser, crops, loss weighting and seed.
 
@@ -68,7 +86,8 @@ class Recipe:
     another run: "contexts" (only the context models named in ``rate`` learn, from the latents that
     files really hold) or "decoder" (what decodes learns from those latents, what decides them is
     frozen).  ``contexts`` are the model's context models; ``rate`` says how much each counts in the
-    loss, "none" being the hyperprior alone.
+    loss, "none" being the hyperprior alone.  ``distortion`` is "mse", "ms-ssim" or "ssim-weighted",
+    ``quantisation`` what stands for rounding in the joint stage.
     """
 
     name: str
@@ -79,13 +98,19 @@ class Recipe:
     contexts: dict[str, ContextShape] = field(default_factory=dict)
     rate: dict[str, float] = field(default_factory=lambda: {"none": 1.0})
     stage: str = "joint"
+    distortion: str = "mse"
+    quantisation: str = "mixed"
+    correlation: Correlation = field(default_factory=Correlation)
     lambda_balance: float = 0.4
     ema: float = 0.999
     seed: int = 1
 
     def __post_init__(self) -> None:
-        if self.stage not in STAGES:
-            raise ValueError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
+        _one_of("stage", self.stage, STAGES)
+        _one_of("distortion", self.distortion, DISTORTIONS)
+        _one_of("quantisation", self.quantisation, QUANTISATIONS)
+        if self.distortion == "ms-ssim" and self.batches.size < 192:
+            raise ValueError("MS-SSIM needs crops of at least 192 pixels")
         for name in self.contexts:
             units_of(name, self.model.latents, self.contexts[name].slices)
         for name, share in self.rate.items():
@@ -124,7 +149,13 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
     """Build a recipe from plain values, as :func:`load_recipe` reads them."""
-    parts = {"schedule": Schedule, "model": Architecture, "optimiser": Optimiser, "batches": Batches}
+    parts = {
+        "schedule": Schedule,
+        "model": Architecture,
+        "optimiser": Optimiser,
+        "batches": Batches,
+        "correlation": Correlation,
+    }
     built: dict[str, Any] = {}
     for key, value in values.items():
         if key == "contexts":
@@ -134,6 +165,11 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     if "name" not in built or "schedule" not in built:
         raise ValueError("a recipe needs a name and a [schedule]")
     return _section(Recipe, "recipe", built)  # type: ignore[no-any-return]
+
+
+def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 def _section(kind: Any, name: str, values: Any) -> Any:

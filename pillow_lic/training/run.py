@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pillow_lic.container import Header
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import EncoderOptions
-from pillow_lic.training import export, validate
+from pillow_lic.training import distributed, export, validate
 from pillow_lic.training.data import image_files
 from pillow_lic.training.loop import Trainer, progress
 from pillow_lic.training.probabilities import count_magnitudes, count_values, make_context_tables, make_tables
@@ -59,6 +60,25 @@ def train(
 
         image_files(validation)
     folder.mkdir(parents=True, exist_ok=True)
+    device = distributed.device_of(device)
+    with distributed.together(device):
+        trainer, finished = _run_stage(recipe, data, folder, device, stop_after, start)
+    if not finished or distributed.rank():
+        return finished
+    model = trainer.averaged_model().cpu()
+    results = finish(model, recipe, data, output, validation)
+    with _Log(folder, recipe) as log:
+        log.write({"step": trainer.step, **results})
+    about = {"step": trainer.step, "minutes": round(trainer.seconds / 60, 1), "device": _device_name(device)}
+    export.write_manifest(output.with_suffix(".json"), manifest(recipe, output, data, about, results))
+    _say(f"wrote {output} and {output.with_suffix('.json')}")
+    return True
+
+
+def _run_stage(
+    recipe: Recipe, data: str | Path, folder: Path, device: str, stop_after: float | None, start: Path | None
+) -> tuple[Trainer, bool]:
+    """Train to the end of the schedule or of this call; whether it is the schedule's."""
     _say(f"decoding the images of {data}")
     trainer = Trainer(recipe, data, device)
     checkpoint = folder / "checkpoint.pt"
@@ -67,19 +87,13 @@ def train(
         _say(f"continuing at step {trainer.step}, {trainer.seconds / 60:.1f} minutes done")
     elif start is not None:
         trainer.start_from(start)
-    elif recipe.stage == "decoder":
-        raise ValueError("the stage 'decoder' starts from a finished run: name its checkpoint with --start")
-    with _Log(folder / "log.jsonl", recipe) as log:
+    elif recipe.stage != "joint":
+        raise ValueError(f"the stage {recipe.stage!r} starts from a finished run: name its checkpoint with --start")
+    with _Log(folder, recipe) as log:
         finished = trainer.train(checkpoint, log.write, stop_after)
-        if not finished:
-            _say(f"stopped at step {trainer.step}; the same command goes on from {checkpoint}")
-            return False
-        results = finish(trainer.averaged_model().cpu(), recipe, data, output, validation)
-        log.write({"step": trainer.step, **results})
-    about = {"step": trainer.step, "minutes": round(trainer.seconds / 60, 1), "device": _device_name(device)}
-    export.write_manifest(output.with_suffix(".json"), manifest(recipe, output, data, about, results))
-    _say(f"wrote {output} and {output.with_suffix('.json')}")
-    return True
+    if not finished:
+        _say(f"stopped at step {trainer.step}; the same command goes on from {checkpoint}")
+    return trainer, finished
 
 
 def finish(
@@ -159,23 +173,42 @@ def manifest(
 
 
 class _Log:
-    """Appends records to a JSON-lines file and shows the run on a progress bar."""
+    """Appends records to log.jsonl in a run's folder, to TensorBoard's files where that is installed,
+    and shows the run on a progress bar.  Only the first of several processes writes.
+    """
 
-    def __init__(self, path: Path, recipe: Recipe) -> None:
-        self._path, self._recipe = path, recipe
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self._folder, self._recipe = folder, recipe
+        self._board: Any = None
 
     def __enter__(self) -> _Log:
-        self._file = self._path.open("a", encoding="utf-8")
-        self._bar = tqdm(total=100, unit="%", desc=self._recipe.name, bar_format="{l_bar}{bar}| {elapsed}{postfix}")
+        self._quiet = distributed.rank() > 0
+        if not self._quiet:
+            self._file = (self._folder / "log.jsonl").open("a", encoding="utf-8")
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self._folder))
+        bar_format = "{l_bar}{bar}| {elapsed}{postfix}"
+        self._bar = tqdm(total=100, unit="%", desc=self._recipe.name, bar_format=bar_format, disable=self._quiet)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self._file.close()
+        if not self._quiet:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, record: dict[str, Any]) -> None:
+        if self._quiet:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        if self._board is not None:
+            for name, value in record.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, record["step"])
         if "loss" in record:
             done = progress(self._recipe.schedule, record["step"], record["seconds"])
             self._bar.n = round(100 * min(1.0, done), 1)

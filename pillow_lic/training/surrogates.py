@@ -20,6 +20,35 @@ def additive_noise(x: Tensor) -> Tensor:
     return x + torch.empty_like(x).uniform_(-0.5, 0.5)
 
 
+def soft_rounding(x: Tensor, sharpness: float | Tensor) -> Tensor:
+    """Soft assignment to the nearest integers (Agustsson et al. 2017): rounding as ``sharpness`` grows.
+
+    The mean of the three nearest integers, weighted by a softmax of -sharpness * squared distance.
+    """
+    nearest = x.detach().round()
+    offsets = torch.tensor([-1.0, 0.0, 1.0], device=x.device)
+    distance = (x[..., None] - nearest[..., None] - offsets).square()
+    return nearest + (torch.softmax(-sharpness * distance, dim=-1) * offsets).sum(dim=-1)
+
+
+QUANTISATIONS = ("mixed", "noise", "straight-through", "soft-to-hard")
+"""What stands for rounding: noise for the rate and straight-through for the distortion (Minnen 2018), one
+of the two for both, or soft assignment that hardens as training goes on."""
+
+SHARPNESS = (4.0, 100.0)
+"""Of soft assignment at the start and at the end of training, geometric between."""
+
+
+def surrogate(x: Tensor, kind: str, progress: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Stand-ins for the rounded ``x``: for the rate, and for the distortion; ``progress`` is in 0...1."""
+    if kind == "soft-to-hard":
+        low, high = SHARPNESS
+        soft = soft_rounding(x, low * (high / low) ** progress)
+        return soft, soft
+    rounded = straight_through(x) if kind != "noise" else additive_noise(x)
+    return (additive_noise(x) if kind == "mixed" else rounded), rounded
+
+
 def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:
     """Ideal code length in bits of values around a Gaussian's mean, integrated over unit bins."""
     inverse = 1 / (scale_of(index) * math.sqrt(2))

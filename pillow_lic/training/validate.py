@@ -50,7 +50,7 @@ def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels]) -> Curve:
         rates, distortions = [], []
         for pixels in images:
             x = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() - 127.5
-            outcome = forward(model, x, torch.tensor([float(stop)], device=device), noise=False)
+            outcome = forward(model, x, torch.tensor([float(stop)], device=device))
             rates.append(float(outcome.y_bpp + outcome.z_bpp))
             distortions.append(10 * float(torch.log10(255**2 / outcome.mse)))
         curve.append((fmean(rates), fmean(distortions)))
@@ -99,7 +99,7 @@ def _bits(
     """Bits of y and z with the float network and with the integer one."""
     x = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() - 127.5
     quality, code = torch.tensor([float(stop)]), (stop - 1) * QUALITY_ONE
-    outcome = forward(model, x, quality, noise=False)
+    outcome = forward(model, x, quality)
     in_float = float(outcome.y_bpp + outcome.z_bpp) * x.shape[2] * x.shape[3]
     y = model.analysis(x, quality) * model.gains(quality)[0]
     inverse, z_mean, _ = model.z_prior(quality)

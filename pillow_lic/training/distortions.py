@@ -1,0 +1,66 @@
+"""What training calls distortion, in units of the squared error on 0...255, by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MS_SSIM_UNIT = 1250.0
+"""Squared error that 1 - MS-SSIM = 1 counts as: about the ratio of the lambdas in published models."""
+
+
+def squared_error(output: Tensor, pixels: Tensor) -> Tensor:
+    """Mean squared error, (B,)."""
+    return (output - pixels).square().mean(dim=(1, 2, 3))
+
+
+def ms_ssim(output: Tensor, pixels: Tensor) -> Tensor:
+    """1 - MS-SSIM (Wang, Simoncelli, Bovik 2003), scaled; crops of at least 161 pixels."""
+    from pytorch_msssim import ms_ssim as measure
+
+    found: Tensor = measure(output + 127.5, pixels + 127.5, data_range=255.0, size_average=False)
+    return MS_SSIM_UNIT * (1 - found)
+
+
+def ssim_weighted(output: Tensor, pixels: Tensor) -> Tensor:
+    """Squared error weighted by where SSIM is low (after Johnston et al. 2018).
+
+    The weight of a pixel is its (1 - SSIM) / 2 over the picture's mean of that, without a gradient of
+    its own, so that the mean weight is one and lambda keeps its meaning.
+    """
+    with torch.no_grad():
+        dissimilarity = (1 - ssim_map(output, pixels)).clamp(min=1e-3) / 2
+        weight = dissimilarity / dissimilarity.mean(dim=(1, 2, 3), keepdim=True)
+    return (weight * (output - pixels).square()).mean(dim=(1, 2, 3))
+
+
+def ssim_map(one: Tensor, other: Tensor) -> Tensor:
+    """SSIM at each pixel (B, 3, H, W), Gaussian window of 11 with deviation 1.5, edges replicated."""
+    x = torch.arange(-5, 6, dtype=one.dtype, device=one.device)
+    line = torch.exp(-(x**2) / (2 * 1.5**2))
+    line = (line / line.sum()).repeat(3, 1)
+
+    def blur(values: Tensor) -> Tensor:
+        padded = F.pad(values, (5, 5, 5, 5), mode="replicate")
+        rows = F.conv2d(padded, line[:, None, :, None], groups=3)
+        return F.conv2d(rows, line[:, None, None, :], groups=3)
+
+    mean_one, mean_other = blur(one), blur(other)
+    var_one = blur(one**2) - mean_one**2
+    var_other = blur(other**2) - mean_other**2
+    both = blur(one * other) - mean_one * mean_other
+    # The luminance term wants pixels on 0...255.
+    mean_one, mean_other = mean_one + 127.5, mean_other + 127.5
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_one * mean_other + c1) / (mean_one**2 + mean_other**2 + c1)
+    return luminance * (2 * both + c2) / (var_one + var_other + c2)
+
+
+DISTORTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": squared_error,
+    "ms-ssim": ms_ssim,
+    "ssim-weighted": ssim_weighted,
+}

@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--output", default="bench-results", metavar="DIR", help="JSON and plots (%(default)s)")
     bench.add_argument("--reference", metavar="DIR", help="published curves for the plot, in CompressAI's layout")
     bench.add_argument("--model", default="mse", help="model to encode with (%(default)s)")
+    bench.add_argument("--context", help=f"context model to encode with: {_CONTEXTS}; default {DEFAULT_CONTEXT}")
+    bench.add_argument("--contexts", action="store_true",
+                       help="compare the model's context models with each other instead")  # fmt: skip
     bench.set_defaults(run=_bench)
 
     train = commands.add_parser("train", help="train a model", description=_train.__doc__)
@@ -91,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--output", default="model.safetensors", metavar="FILE", help="(%(default)s)")
     train.add_argument("--run", dest="folder", default="runs", metavar="DIR",
                        help="checkpoint and log; a run found there is continued (%(default)s)")  # fmt: skip
-    train.add_argument("--start", metavar="FILE", help="begin with the weights of another run's checkpoint.pt")
+    train.add_argument(
+        "--start", metavar="FILE", help="begin with another run's weights: its weights.pt or checkpoint.pt"
+    )
     train.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     train.add_argument("--threads", type=int, help="CPU threads (all cores)")
     train.add_argument("--max-steps", type=int, metavar="N", help="dry run: stop after N steps")
@@ -243,9 +248,12 @@ def _bench(args: argparse.Namespace) -> None:
     """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
     from tqdm import tqdm
 
-    from pillow_lic.bench import codecs, measure, report
+    from pillow_lic.bench import codecs, contexts, measure, report
 
-    pillow_lic.set_defaults(model=args.model)
+    try:
+        pillow_lic.set_defaults(model=args.model, context=args.context)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     try:
         selected = codecs.chosen(args.codecs)
     except ValueError as error:
@@ -256,6 +264,9 @@ def _bench(args: argparse.Namespace) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
+        if args.contexts:
+            print(contexts.text(contexts.compare(args.folder, args.model, on_step)))
+            return
         measurements = measure.measure_folder(args.folder, selected, on_step)
     points = {c.name: measure.mean_points(measurements, c) for c in selected}
     for codec in selected:

@@ -162,6 +162,6 @@ def test_dry_run_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert main(argv) == 2
     recipe.write_text(SMALL_RECIPE)
     assert main([*argv, "--max-steps", "3"]) == 0
-    assert json.loads(output.with_suffix(".json").read_text())["training"]["step"] == 3
+    assert json.loads(output.with_suffix(".json").read_text())["training"]["stages"][-1]["steps"] == 3
     assert (tmp_path / "run" / "checkpoint.pt").exists()
     assert main([*argv, "--validation", str(tmp_path / "nowhere"), "--max-steps", "3"]) == 1

@@ -77,7 +77,9 @@ class Trainer:
         self.base_rates = [[g["lr"] for g in o.param_groups] for o in self.optimisers]
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self.step, self.seconds = 0, 0.0
+        self.history: list[dict[str, Any]] = []
         self.started = False
+        self._zero = torch.zeros((), device=self.device)
         for name, p in self.model.named_parameters():
             p.requires_grad_(learns(name, recipe))
 
@@ -94,10 +96,22 @@ class Trainer:
             "optimisers": [o.state_dict() for o in self.optimisers],
             "step": self.step,
             "seconds": self.seconds,
+            "history": self.history,
         }
-        partial = path.with_suffix(path.suffix + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        _write(state, path)
+
+    def save_weights(self, path: Path) -> None:
+        """Write the averaged weights alone, in half precision: what another stage starts from."""
+        if distributed.rank():
+            return
+        state = {
+            "recipe": self.recipe.as_dict(),
+            "average": {k: v.half() for k, v in self.average.items()},
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+        }
+        _write(state, path)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same architecture (the schedule may differ)."""
@@ -110,14 +124,17 @@ class Trainer:
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         self.step, self.seconds = state["step"], state["seconds"]
+        self.history = state.get("history", [])
 
     def start_from(self, path: Path) -> None:
-        """Begin with the averaged weights of another run's checkpoint.
+        """Begin with the averaged weights of another run's checkpoint.pt or weights.pt.
 
         What this recipe's model has more (context models, blocks, which begin as the identity)
         starts untrained.  Raises ``ValueError`` if its networks have other shapes.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)["average"]
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        self.history = [*saved.get("history", []), stage_of(saved)]
+        state = saved["average"]
         own = self.model.state_dict()
         if any(name in state and state[name].shape != value.shape for name, value in own.items()):
             raise ValueError(f"{path} holds networks of other shapes than the recipe's")
@@ -125,6 +142,12 @@ class Trainer:
         self.model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self.started = True
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """What the weights went through, from the first stage to this one."""
+        this = {"recipe": self.recipe.as_dict(), "step": self.step, "seconds": self.seconds}
+        return [*self.history, stage_of(this)]
 
     def averaged_model(self) -> HyperpriorModel:
         """A copy of the model with the running average of the weights."""
@@ -179,8 +202,7 @@ class Trainer:
         self._set_rates()
         quality = stratified_qualities(pixels.shape[0], generator)
         pixels = pixels.to(memory_format=torch.channels_last)
-        done = progress(self.recipe.schedule, self.step, self.seconds)
-        loss, figures = compute(pixels, quality, torch.tensor(min(1.0, done), device=self.device))
+        loss, figures = compute(pixels, quality, self._progress())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
         for optimiser in self.optimisers:
@@ -188,6 +210,12 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         self._average_weights()
         return figures  # type: ignore[no-any-return]
+
+    def _progress(self) -> Tensor:
+        if self.recipe.quantisation != "soft-to-hard":
+            return self._zero  # no transfer to the device where nobody asks
+        done = progress(self.recipe.schedule, self.step, self.seconds)
+        return torch.tensor(min(1.0, done), device=self.device)
 
     def _set_rates(self) -> None:
         factor = rate_factor(self.recipe.schedule, self.step, self.seconds)
@@ -216,6 +244,19 @@ class Trainer:
         record |= {k: round(v, 5) for k, v in zip(names, values, strict=True)}
         if on_log:
             on_log(record)
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def stage_of(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's stage in a line of a manifest."""
+    recipe = state["recipe"]
+    found = {name: recipe[name] for name in ("stage", "distortion", "rate", "seed", "batches") if name in recipe}
+    return {**found, "steps": state["step"], "minutes": round(state["seconds"] / 60, 1)}
 
 
 def progress(schedule: Schedule, step: int, seconds: float) -> float:

@@ -69,7 +69,7 @@ def train(
     results = finish(model, recipe, data, output, validation)
     with _Log(folder, recipe) as log:
         log.write({"step": trainer.step, **results})
-    about = {"step": trainer.step, "minutes": round(trainer.seconds / 60, 1), "device": _device_name(device)}
+    about = {"stages": trainer.stages, "device": _device_name(device)}
     export.write_manifest(output.with_suffix(".json"), manifest(recipe, output, data, about, results))
     _say(f"wrote {output} and {output.with_suffix('.json')}")
     return True
@@ -91,6 +91,7 @@ def _run_stage(
         raise ValueError(f"the stage {recipe.stage!r} starts from a finished run: name its checkpoint with --start")
     with _Log(folder, recipe) as log:
         finished = trainer.train(checkpoint, log.write, stop_after)
+    trainer.save_weights(folder / "weights.pt")
     if not finished:
         _say(f"stopped at step {trainer.step}; the same command goes on from {checkpoint}")
     return trainer, finished

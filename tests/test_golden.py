@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pillow_lic
+from pillow_lic.models.context.schedule import CONTEXTS
+
 GOLDEN = Path(__file__).parent / "golden"
-FILES = ("colour", "grey-tiled", "noise")
+FILES = ("colour", "grey-tiled", "noise", "context-none")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,15 @@ def test_metadata() -> None:
         assert image.getexif()[0x013B] == "somebody"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_context_holds_the_same_picture(context: str) -> None:
+    data = (GOLDEN / f"context-{context}.lic").read_bytes()
+    plain = (GOLDEN / "context-none.lic").read_bytes()
+    assert pillow_lic.transcode(data, "none") == plain
+    assert pillow_lic.transcode(plain, context) == data
+
+
+@pytest.mark.parametrize("name", FILES[:3])
 def test_encoding_again_gives_a_file_that_decodes_alike(name: str, tmp_path: Path) -> None:
     model = str(GOLDEN / "golden.safetensors")
     with Image.open(GOLDEN / f"{name}.lic") as image:

@@ -19,12 +19,13 @@ from PIL import Image
 
 import pillow_lic
 from pillow_lic import container
-from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions, options_from, quality_of
+from pillow_lic.options import DEFAULT_CONTEXT, TUNES, EncoderOptions, options_from, quality_of
 from pillow_lic.plugin import advice
 
 EXTENSION = ".lic"
 
 
+_ENCODER_OPTIONS = ("quality", "context", "quantizer", "effort", "tune", "model", "device")
 _CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
 
 
@@ -112,14 +113,16 @@ def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--context", help=f"context model: {_CONTEXTS}; default {DEFAULT_CONTEXT}")
     group.add_argument("--quantizer", help="scalar")
     group.add_argument("--effort", type=int, help="0")
-    group.add_argument("--model", help="an installed model's name or a .safetensors file; default mse")
+    group.add_argument(
+        "--tune", help=f"what the shipped models are trained for: {', '.join(TUNES)}; default {TUNES[0]}"
+    )
+    group.add_argument("--model", help="an installed model's name or a .safetensors file, instead of --tune")
     group.add_argument("--device", help="cpu, cuda, cuda:N; default: CUDA where there is one")
 
 
 def _encoder_options(args: argparse.Namespace) -> EncoderOptions:
-    names = ("quality", "context", "quantizer", "effort", "model", "device")
     try:
-        return options_from({n: getattr(args, n) for n in names if getattr(args, n) is not None})
+        return options_from({n: getattr(args, n) for n in _ENCODER_OPTIONS if getattr(args, n) is not None})
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
 
@@ -160,7 +163,9 @@ def _convert(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {}
     if target.suffix.lower() == EXTENSION:
         opts = _encoder_options(args)
-        options = {n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "model", "device")}
+        options = {
+            n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "tune", "model", "device")
+        }
     with _progress("convert"), Image.open(source) as opened:
         opened.load()  # some formats keep their metadata behind the pixels
         options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}

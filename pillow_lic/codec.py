@@ -79,7 +79,7 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     """
     mode = check_pixels(array)
     height, width = array.shape[:2]
-    model = load_model(opts.model)
+    model = load_model(opts.model_name)
     side = default_tile(width, height) if opts.tile is None else opts.tile
     if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")

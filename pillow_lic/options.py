@@ -22,6 +22,9 @@ DEFAULT_CONTEXT = "staircase"
 FAST_CONTEXTS = ("checkerboard", "channel", "staircase")
 """What "auto" tries besides none: all that decode in at most 1.6 times the time."""
 
+TUNES = ("mse", "ms-ssim")
+"""The shipped models, each named after the distortion that it is trained for."""
+
 _PLANNED = {
     "quantizer": ("diamond", "e8"),
 }
@@ -37,7 +40,8 @@ class EncoderOptions:
                where the model has it, else "none"; all decode to the same pixels
     quantizer  "scalar"; default "scalar"
     effort     0; default 0
-    model      name of an installed model, or the path of a .safetensors file; default "mse"
+    tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse"
+    model      name of an installed model, or the path of a .safetensors file, instead of tune
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
                enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
     tile       side in pixels of independently coded tiles, a multiple of 64 from 64 to 2048, or
@@ -50,7 +54,8 @@ class EncoderOptions:
     context: str | None = None
     quantizer: str = "scalar"
     effort: int = 0
-    model: str = "mse"
+    tune: str | None = None
+    model: str | None = None
     device: str | None = None
     tile: int | None = None
 
@@ -64,9 +69,14 @@ class EncoderOptions:
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if self.effort not in EFFORTS:
             raise ValueError(f"effort must be 0 in this version, not {self.effort}")
-        object.__setattr__(self, "model", os.fspath(self.model))
-        if not isinstance(self.model, str) or not self.model:
-            raise TypeError("model must be a model's name or the path of a .safetensors file")
+        if self.tune is not None:
+            _choice("tune", self.tune, TUNES)
+        if self.model is not None:
+            object.__setattr__(self, "model", os.fspath(self.model))
+            if not isinstance(self.model, str) or not self.model:
+                raise TypeError("model must be a model's name or the path of a .safetensors file")
+            if self.tune is not None:
+                raise ValueError("give either model or tune, not both: tune chooses among the shipped models")
         if self.device is not None and not isinstance(self.device, str):
             object.__setattr__(self, "device", str(self.device))
         self._check_tile()
@@ -77,6 +87,11 @@ class EncoderOptions:
         object.__setattr__(self, "tile", _integer("tile", self.tile))
         if self.tile % 64 or not 0 <= self.tile <= MAX_TILE:
             raise ValueError(f"tile must be 0 or a multiple of 64 from 64 to {MAX_TILE}, not {self.tile}")
+
+    @property
+    def model_name(self) -> str:
+        """The model to encode with: a name or a path."""
+        return self.model or self.tune or TUNES[0]
 
     @property
     def quality_code(self) -> int:

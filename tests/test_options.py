@@ -35,6 +35,7 @@ def test_quality_of_another_kind(value: object) -> None:
     [
         ("context", "fancy", "'auto', 'none', 'checkerboard'"),
         ("quantizer", "e8", "in this version"),
+        ("tune", "psnr", "'mse', 'ms-ssim'"),
         ("effort", 3, "effort must be"),
         ("tile", 100, "multiple of 64"),
         ("tile", -64, "multiple of 64"),
@@ -88,3 +89,11 @@ def test_defaults_hold_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
         pillow_lic.set_defaults(qality=3)
     with pytest.raises(ValueError, match="quality"):
         pillow_lic.set_defaults(quality=30)
+
+
+def test_tune_and_model_choose_the_model() -> None:
+    assert EncoderOptions().model_name == "mse"
+    assert EncoderOptions(tune="ms-ssim").model_name == "ms-ssim"
+    assert EncoderOptions(model="own").model_name == "own"
+    with pytest.raises(ValueError, match="either model or tune"):
+        EncoderOptions(model="own", tune="mse")

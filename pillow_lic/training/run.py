@@ -30,6 +30,7 @@ from pillow_lic.training.probabilities import count_magnitudes, count_values, ma
 from pillow_lic.training.recipe import Recipe
 
 TABLE_IMAGES = 400
+CONTEXT_IMAGES = 150
 COST_IMAGES = 3
 
 
@@ -107,7 +108,7 @@ def finish(
         export.write_model(model, plain, make_tables(), skip=0)
         counts = count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))
         context_tables = {
-            name: make_context_tables(count_values(seen_passes(plain, name, data, TABLE_IMAGES)))
+            name: make_context_tables(count_values(seen_passes(plain, name, data, CONTEXT_IMAGES)))
             for name in model.contexts
         }
     export.write_model(model, output, make_tables(counts), context_tables)

@@ -112,7 +112,7 @@ def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quality", type=float, help="1 (smallest) to 8 (best); default 4")
     group.add_argument("--context", help=f"context model: {_CONTEXTS}; default {DEFAULT_CONTEXT}")
     group.add_argument("--quantizer", help="scalar")
-    group.add_argument("--effort", type=int, help="0")
+    group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
     group.add_argument(
         "--tune", help=f"what the shipped models are trained for: {', '.join(TUNES)}; default {TUNES[0]}"
     )
@@ -188,17 +188,17 @@ def _progress(task: str) -> Iterator[None]:
 
     from pillow_lic import codec
 
-    with tqdm(unit="tile", desc=task, delay=2, leave=False) as bar:
+    with tqdm(unit="", desc=task, delay=2, leave=False) as bar:
 
-        def on_tile(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        token = codec.on_tile.set(on_tile)
+        token = codec.on_progress.set(on_progress)
         try:
             yield
         finally:
-            codec.on_tile.reset(token)
+            codec.on_progress.reset(token)
 
 
 def _supported(image: Image.Image, source: Path) -> Image.Image:

@@ -8,14 +8,12 @@ transform is ordinary floating point.
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -25,11 +23,13 @@ from torch import Tensor
 
 from pillow_lic import container, options
 from pillow_lic.container import Header
+from pillow_lic.devices import block_dtype, choose_device, quiet
 from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.context import ExactContext
+from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, load_model, model_by_identity
-from pillow_lic.models.transforms import LATENT_STRIDE
+from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import (
     Pixels,
@@ -43,12 +43,12 @@ from pillow_lic.pixels import (
     tiles_of,
 )
 from pillow_lic.quantizers import scalar
+from pillow_lic.search.costs import Costs, cost_table
+from pillow_lic.search.refine import STEPS, refine
+from pillow_lic.search.view import TileView
 
-on_tile: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_tile", default=None)
-"""Called with the tiles done and their number after each tile, by whoever wants to show progress."""
-
-WORTH_CUDA = 256 * 256
-"""Pixels from which a transfer to the GPU pays."""
+on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
+"""Called with the work done and all there is: tiles, and steps of the encoder's search."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,16 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     contexts = _contexts(model, opts.context)
     header = Header(width, height, mode, model.identity, opts.quality_code, contexts[0], opts.quantizer, side)
     device = choose_device(opts.device, width * height)
-    with _quiet(device):
+    with quiet(device):
         tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
-        for done, tile in enumerate(analyse(model, array, header, device), start=1):
+        units = 1 + STEPS[opts.effort]
+        for done, part in enumerate(_analysed(model, array, header, device, searching=units > 1)):
+            tile = part.coded
+            if units > 1:
+                tile = _search(model, part, header, contexts, opts.effort, done * units)
             for name in contexts:
                 tiles[name].append(_pack(model, tile, name, header.quality_code))
-            _report(done, header)
+            _report((done + 1) * units, header.tiles * units)
     best = min(contexts, key=lambda name: sum(map(len, tiles[name])))
     return container.write(replace(header, context=best), metadata or {}, [tiles[best]])
 
@@ -105,7 +109,7 @@ def decode(header: Header, tiles: Sequence[bytes], device: str | None = None) ->
     on = choose_device(device, header.width * header.height)
     shape = (header.height, header.width, 3)[: 3 if header.mode == "RGB" else 2]
     array = np.empty(shape, np.uint8)
-    with _quiet(on):
+    with quiet(on):
         _synthesise(model, header, tiles, array, on)
     return array
 
@@ -122,14 +126,14 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     contexts = _contexts(model, context)
     on = choose_device(device, header.width * header.height)
     frames = []
-    with _quiet(on):
+    with quiet(on):
         for coded in reader.frames():
             tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
             for place, part in zip(tiles_of(header.width, header.height, header.tile), coded, strict=True):
                 tile = decode_symbols(model, header, place, part, on)
                 for name in contexts:
                     tiles[name].append(_pack(model, tile, name, header.quality_code))
-                _report(len(tiles[contexts[0]]), header)
+                _report(len(tiles[contexts[0]]), header.tiles)
             frames.append(tiles)
     best = min(contexts, key=lambda name: sum(len(t) for f in frames for t in f[name]))
     return container.write(replace(header, context=best), metadata, [f[best] for f in frames])
@@ -138,17 +142,38 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
 # -- encoder -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A tile on its way into a file: its place, its symbols, and what an encoder's search needs:
+    pixels (1, 3, H, W) and latents in steps (1, M, h, w) of the tile and a margin ``around`` it.
+    """
+
+    place: Tile
+    coded: CodedTile
+    around: Tile
+    pixels: Tensor
+    y: Tensor
+
+
 def analyse(model: Model, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
     """The symbols of each tile in turn."""
+    for part in _analysed(model, array, header, device, searching=False):
+        yield part.coded
+
+
+def _analysed(model: Model, array: Pixels, header: Header, device: torch.device, *, searching: bool) -> Iterator[_Part]:
+    """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
     w, h = latent_size(header.width), latent_size(header.height)
     analysis = model.analysis(device, block_dtype(device))
     quality = _quality(header, device)
     gain = model.gain(options.quality_of(header.quality_code)).to(device)
+    margin = model.arch.synthesis_margin if searching else 0
     for tile in tiles_of(header.width, header.height, header.tile):
-        around = tile.grown(model.arch.analysis_margin, h, w)
+        around = tile.grown(model.arch.analysis_margin + margin, h, w)
         pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
-        y = _crop(analysis(pixels, quality), tile, around) * gain
-        yield _quantise(model, y, header.quality_code, quality)
+        y = analysis(pixels, quality) * gain
+        coded = _quantise(model, _crop(y, tile, around), header.quality_code, quality)
+        yield _Part(tile, coded, around, pixels, y)
 
 
 def _quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> CodedTile:
@@ -163,6 +188,73 @@ def _quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> Co
     priors = _priors(model, z_symbols, quality_code, y.shape[2:], device)
     symbols = scalar.quantise(y[0], priors.mean, priors.index, model.tables.skip)
     return CodedTile(z_symbols, z_indices, symbols.cpu().numpy().astype(np.int16), priors)
+
+
+def _search(
+    model: Model, part: _Part, header: Header, contexts: Sequence[str], effort: int, units_done: int
+) -> CodedTile:
+    """The tile with better symbols of y, or as it is if none are found."""
+    device, steps = part.y.device, STEPS[effort]
+    h, w = latent_size(header.height), latent_size(header.width)
+    priors, context = part.coded.priors, contexts[-1]
+    # Tensors made in inference mode have no gradients, copies of them do.
+    with torch.inference_mode(False), torch.enable_grad():
+        near = part.place.grown(model.arch.synthesis_margin, h, w)
+        pixels = _crop(part.pixels, near, part.around, LATENT_STRIDE).clone()
+        y = _crop(part.y, near, part.around).clone()
+        network, quality = model.synthesis(device, block_dtype(device)), _quality(header, device)
+        view = TileView(
+            synthesis=lambda latents: network(latents, quality),
+            pixels=pixels,
+            around=y,
+            top=part.place.top - near.top,
+            left=part.place.left - near.left,
+            mean=priors.mean.to(torch.float32) / 2**MEAN_BITS,
+            coded=(priors.index >= model.tables.skip).clone(),
+            inverse_gain=model.inverse_gain(options.quality_of(header.quality_code)).to(device),
+            weight=float(rate_weight(quality)),
+            measure=model.distortion,
+        )
+        if not view.measurable or not bool(view.coded.any()):
+            return part.coded
+        own = _crop(y, part.place, near)[0] - view.mean
+        done = count(units_done + 1)
+        values = refine(
+            own[view.coded],
+            view.distortion,
+            lambda values: _costs(model, part.coded, context, header.quality_code, view.coded, values),
+            steps,
+            lambda: _report(next(done), header.tiles * (steps + 1)),
+        )
+    found = replace(part.coded, y=_symbols_of(values, view.coded))
+
+    def cost(tile: CodedTile) -> float:
+        shown = view.distortion(torch.from_numpy(tile.y).to(device, torch.float32)[view.coded])
+        return float(shown) + 8 * min(len(_pack(model, tile, name, header.quality_code)) for name in contexts)
+
+    return min((found, part.coded), key=cost)
+
+
+def _costs(model: Model, tile: CodedTile, context: str, quality_code: int, coded: Tensor, values: Tensor) -> Costs:
+    """What coding costs around the given values (n,) of the latents that are coded."""
+    priors, device = tile.priors, coded.device
+    if context == "none":
+        row = priors.index[coded].long()
+        zero = torch.zeros(row.shape, device=device)
+        return Costs(cost_table(model.tables, device), row, zero, zero + 1)
+    network = model.context(context, device)
+    with quiet(device):
+        found = network.conditions(
+            _symbols_of(values, coded), priors.index, priors.hidden, quality_code, model.tables.skip
+        )
+    row, whole, mirrored = (torch.from_numpy(x.astype(np.int32)).to(device)[coded] for x in found)
+    return Costs(cost_table(network.tables, device), row.long(), whole.float(), 1.0 - 2.0 * mirrored)
+
+
+def _symbols_of(values: Tensor, coded: Tensor) -> Symbols:
+    """Symbols (M, h, w) from whole values (n,) of those that are coded."""
+    symbols = torch.zeros(coded.shape, device=values.device).masked_scatter(coded, values)
+    return symbols.cpu().numpy().astype(np.int16)
 
 
 def _pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:
@@ -211,7 +303,7 @@ def _synthesise(model: Model, header: Header, coded: Sequence[bytes], array: Pix
             while done < len(tiles) and (last or tiles[done].row < tile.row):
                 _put_tile(model, header, tiles[done], latents, array)
                 done += 1
-                _report(done, header)
+                _report(done, header.tiles)
 
 
 def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
@@ -290,57 +382,16 @@ def _checksum(tile: CodedTile) -> int:
     return zlib.crc32(flat(tile.priors.mean).astype("<i4").tobytes(), checksum)
 
 
-def _crop(y: Tensor, tile: Tile, around: Tile) -> Tensor:
-    top, left = tile.top - around.top, tile.left - around.left
-    return y[:, :, top : top + tile.bottom - tile.top, left : left + tile.right - tile.left]
+def _crop(y: Tensor, tile: Tile, around: Tile, scale: int = 1) -> Tensor:
+    rows = slice(scale * (tile.top - around.top), scale * (tile.bottom - around.top))
+    return y[:, :, rows, scale * (tile.left - around.left) : scale * (tile.right - around.left)]
 
 
 def _quality(header: Header, device: torch.device) -> Tensor:
     return torch.tensor([options.quality_of(header.quality_code)], dtype=torch.float32, device=device)
 
 
-def _report(done: int, header: Header) -> None:
-    callback = on_tile.get()
+def _report(done: int, total: int) -> None:
+    callback = on_progress.get()
     if callback is not None:
-        callback(done, header.tiles)
-
-
-@contextmanager
-def _quiet(device: torch.device) -> Iterator[None]:
-    """No gradients and no autocast, whatever the caller has set."""
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        yield
-
-
-def choose_device(name: str | None, pixels: int) -> torch.device:
-    """The device to work on; ``ValueError`` if it does not exist."""
-    name = name or options.defaults.device or os.environ.get("PILLOW_LIC_DEVICE") or None
-    if name is None:
-        # A forked child cannot use the CUDA of its parent, and nobody asked for it by name.
-        usable = pixels >= WORTH_CUDA and torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
-        return torch.device("cuda" if usable else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} does not exist here; this torch sees {torch.cuda.device_count()} GPUs")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}")
-    return device
-
-
-@cache
-def block_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, else float32.
-
-    PILLOW_LIC_PRECISION=float32 or bfloat16 decides otherwise.
-    """
-    wanted = os.environ.get("PILLOW_LIC_PRECISION")
-    if wanted in ("float32", "bfloat16"):
-        return torch.float32 if wanted == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    native = known.get("avx512_bf16") or known.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
+        callback(done, total)

@@ -14,7 +14,7 @@ from pillow_lic.container import CONTEXTS, MAX_TILE, QUANTIZERS
 
 QUALITY_MIN, QUALITY_MAX, QUALITY_STEPS = 1.0, 8.0, 256
 
-EFFORTS = (0,)
+EFFORT_MAX = 9
 
 DEFAULT_CONTEXT = "staircase"
 """The best context model that decodes in at most 1.5 times the time of none (docs/benchmarks.md)."""
@@ -39,7 +39,8 @@ class EncoderOptions:
                "auto" to try all but the slow one and keep the smallest file; None for "staircase"
                where the model has it, else "none"; all decode to the same pixels
     quantizer  "scalar"; default "scalar"
-    effort     0; default 0
+    effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
+               less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse"
     model      name of an installed model, or the path of a .safetensors file, instead of tune
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
@@ -67,8 +68,8 @@ class EncoderOptions:
             _choice("context", self.context, ("auto", *CONTEXTS))
         _choice("quantizer", self.quantizer, QUANTIZERS)
         object.__setattr__(self, "effort", _integer("effort", self.effort))
-        if self.effort not in EFFORTS:
-            raise ValueError(f"effort must be 0 in this version, not {self.effort}")
+        if not 0 <= self.effort <= EFFORT_MAX:
+            raise ValueError(f"effort must be a whole number from 0 to 9, not {self.effort}")
         if self.tune is not None:
             _choice("tune", self.tune, TUNES)
         if self.model is not None:

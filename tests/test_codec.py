@@ -8,7 +8,7 @@ import torch
 from conftest import coded, load, pixels_of, psnr
 from PIL import Image
 
-from pillow_lic import codec, container
+from pillow_lic import codec, container, devices
 from pillow_lic.models.loading import load_model
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import latent_size, tiles_of
@@ -107,11 +107,11 @@ def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None
 
 def test_progress_is_reported_by_tile(photo: Image.Image) -> None:
     seen: list[tuple[int, int]] = []
-    token = codec.on_tile.set(lambda done, total: seen.append((done, total)))
+    token = codec.on_progress.set(lambda done, total: seen.append((done, total)))
     try:
         pixels_of(coded(photo, tile=128))
     finally:
-        codec.on_tile.reset(token)
+        codec.on_progress.reset(token)
     assert seen == [(n, 4) for n in range(1, 5)] * 2
 
 
@@ -139,7 +139,7 @@ def test_decoding_does_not_depend_on_threads_and_hardly_on_precision(
     data = coded(photo, quality=4)
     expected, picture = symbols_of(data), pixels_of(data)
     monkeypatch.setenv("PILLOW_LIC_PRECISION", precision)
-    codec.block_dtype.cache_clear()
+    devices.block_dtype.cache_clear()
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -149,7 +149,7 @@ def test_decoding_does_not_depend_on_threads_and_hardly_on_precision(
         assert np.abs(pixels_of(data).astype(int) - picture).mean() < 0.1
     finally:
         torch.set_num_threads(before)
-        codec.block_dtype.cache_clear()
+        devices.block_dtype.cache_clear()
 
 
 def test_symbols_do_not_depend_on_the_callers_torch_settings(photo: Image.Image) -> None:

@@ -80,6 +80,24 @@ def test_units_hold_every_latent_once(context: str) -> None:
     assert [u.step for u in units] == sorted(u.step for u in units)
 
 
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_conditions_are_what_is_coded(tiny: str, context: str) -> None:
+    model = load_model(tiny)
+    network = model.context(context, CPU)
+    rng = np.random.default_rng(4)
+    symbols = rng.integers(-9, 10, (24, 5, 6)).astype(np.int16)
+    index = torch.from_numpy(rng.integers(0, 60, (24, 5, 6)).astype(np.uint8))
+    hidden = torch.from_numpy(rng.integers(-900, 900, (16, 5, 6)).astype(np.float64))
+    skip = model.tables.skip
+    table, whole, mirrored = network.conditions(symbols, index, hidden, 700, skip)
+    relative = np.where(mirrored, whole - symbols, symbols - whole)
+    known = list(network.seen(symbols, index, hidden, 700, skip))
+    coded = index.numpy() >= skip
+    pairs = sorted(zip(table[coded].tolist(), relative[coded].tolist(), strict=True))
+    seen = [(t, v) for values, tables in known for v, t in zip(values.tolist(), tables.tolist(), strict=True)]
+    assert pairs == sorted(seen)
+
+
 def test_slices_must_divide_the_channels() -> None:
     for slices in ((24,), (5, 5), (0, 3)):
         with pytest.raises(ValueError, match="slices"):

@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import IMAGES
 
+from pillow_lic import distortions
 from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture
-from pillow_lic.training import correlation, distortions, surrogates
+from pillow_lic.training import correlation, surrogates
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 
 TINY = Architecture(latents=24, analysis=(0, 0), synthesis=(0, 0), hyper_channels=16, hyperlatents=8)

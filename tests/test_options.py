@@ -36,7 +36,7 @@ def test_quality_of_another_kind(value: object) -> None:
         ("context", "fancy", "'auto', 'none', 'checkerboard'"),
         ("quantizer", "e8", "in this version"),
         ("tune", "psnr", "'mse', 'ms-ssim'"),
-        ("effort", 3, "effort must be"),
+        ("effort", 10, "effort must be"),
         ("tile", 100, "multiple of 64"),
         ("tile", -64, "multiple of 64"),
         ("tile", 2112, "multiple of 64"),

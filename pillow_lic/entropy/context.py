@@ -213,12 +213,37 @@ class ExactContext:
         self, symbols: Symbols, index: Tensor, hidden: Tensor, quality_code: int, skip: int
     ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint16]]]:
         """What is coded, pass by pass: values relative to the shifted means, and their tables."""
+        for parts in self._known(symbols, index, hidden, quality_code, skip):
+            yield np.concatenate([p.shifted() for p in parts]), np.concatenate([p.table for p in parts])
+
+    def conditions(
+        self, symbols: Symbols, index: Tensor, hidden: Tensor, quality_code: int, skip: int
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int16], NDArray[np.bool_]]:
+        """Table, whole steps of shift, and whether it is mirrored, of every latent (M, h, w), given all
+        that the symbols say before it; zeros where none is coded.
+        """
+        size = index.shape[1] * index.shape[2]
+        table = np.zeros(index.shape, np.uint16)
+        whole, mirrored = np.zeros(index.shape, np.int16), np.zeros(index.shape, np.bool_)
+        for parts in self._known(symbols, index, hidden, quality_code, skip):
+            for part in parts:
+                channel, place = np.divmod(part.coded, part.at.numel())
+                target = (channel + part.unit.first) * size + part.at.cpu().numpy()[place]
+                table.put(target, part.table)
+                whole.put(target, part.whole)
+                mirrored.put(target, part.mirrored)
+        return table, whole, mirrored
+
+    def _known(
+        self, symbols: Symbols, index: Tensor, hidden: Tensor, quality_code: int, skip: int
+    ) -> Iterator[list[Part]]:
+        """The parts of each pass, with the symbols they have."""
         flat = torch.from_numpy(symbols).reshape(self.latents, -1)
         for parts in self._passes(index, hidden, quality_code, skip):
             for part in parts:
                 block = flat[part.unit.first : part.unit.last].index_select(1, part.at.cpu())
                 part.symbols = block.numpy().ravel().take(part.coded).astype(np.int32)
-            yield np.concatenate([p.shifted() for p in parts]), np.concatenate([p.table for p in parts])
+            yield parts
 
     def decode(self, coder: SymbolDecoder, index: Tensor, hidden: Tensor, quality_code: int, skip: int) -> Symbols:
         """Read the symbols of y, (M, h, w); ``OSError`` if there is one that no encoder writes."""

@@ -70,16 +70,20 @@ class Tables:
         out = np.zeros(symbols.shape)
         for table in range(self.skip, len(self)):
             here = indices == table
-            if not here.any():
-                continue
-            values, reach = symbols[here].astype(np.int64), self.reach[table]
-            escaped = np.abs(values) > reach
-            position = np.where(escaped, 2 * reach + 1, values + reach)
-            cost = PRECISION - np.log2(self.frequencies[table][position])
-            beyond = (np.abs(values) - reach - 1) * 2 + (values < 0) + 1
-            tail = 4 + np.floor(np.log2(np.maximum(beyond, 1)))
-            out[here] = cost + np.where(escaped, tail, 0.0)
+            if here.any():
+                out[here] = self.bits_of(symbols[here], table)
         return out
+
+    def bits_of(self, symbols: NDArray[np.integer], table: int) -> NDArray[np.float64]:
+        """Ideal code length of symbols that all use one table."""
+        values, reach = symbols.astype(np.int64), self.reach[table]
+        escaped = np.abs(values) > reach
+        position = np.where(escaped, 2 * reach + 1, values + reach)
+        cost = PRECISION - np.log2(self.frequencies[table][position])
+        beyond = (np.abs(values) - reach - 1) * 2 + (values < 0) + 1
+        tail = 4 + np.floor(np.log2(np.maximum(beyond, 1)))
+        bits: NDArray[np.float64] = cost + np.where(escaped, tail, 0.0)
+        return bits
 
 
 def _split(frequencies: NDArray[np.int32], lengths: NDArray[np.int32]) -> list[NDArray[np.int64]]:

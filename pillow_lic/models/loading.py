@@ -54,6 +54,7 @@ class Model:
     exact: ExactHyperSynthesis
     tensors: dict[str, Tensor]
     contexts: dict[str, tuple[int, ...]]
+    distortion: str = "mse"
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def analysis(self, device: torch.device, dtype: torch.dtype) -> Analysis:
@@ -106,6 +107,8 @@ class Model:
         return row.exp()[0, :, None, None]
 
     def _network(self, kind: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+        # Not inference tensors, even if the first user of the network is a decoder: encoders differentiate.
+        @torch.inference_mode(False)
         def make() -> Any:
             with torch.device("meta"):
                 network = kind(self.arch)
@@ -205,6 +208,7 @@ def _load(path: Path) -> Model:
         return _loaded[identity]
 
 
+@torch.inference_mode(False)
 def _read(path: Path, identity: bytes) -> Model:
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
@@ -228,4 +232,5 @@ def _read(path: Path, identity: bytes) -> Model:
     )
     kept = {k: v for k, v in tensors.items() if not k.startswith(("exact.", "tables."))}
     contexts = {name: tuple(shape["slices"]) for name, shape in about.get("contexts", {}).items()}
-    return Model(path, identity, arch, tables, ExactHyperSynthesis(part, len(tables)), kept, contexts)
+    exact = ExactHyperSynthesis(part, len(tables))
+    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"))

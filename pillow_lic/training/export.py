@@ -134,6 +134,7 @@ def write_model(
     tables: IntegerTables,
     context_tables: Mapping[str, IntegerTables] | None = None,
     skip: int = SKIP,
+    distortion: str = "mse",
 ) -> None:
     """Write the .safetensors file of a trained model; context models get Gaussian tables if none are given."""
     float_parts = ("analysis.", "synthesis.", "hyper_analysis.")
@@ -153,6 +154,7 @@ def write_model(
     tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
     ExactHyperSynthesis({k.removeprefix("exact."): v for k, v in tensors.items()}, SCALES)
     about = {"format": FORMAT, "architecture": model.arch.as_dict(), "skip": skip, "contexts": shapes}
+    about["distortion"] = distortion  # what encoders search by
     data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
     path.write_bytes(data)  # not save_file, which makes files that only their owner can read
 

@@ -296,7 +296,8 @@ def cubics(count: int) -> Tensor:
     around its best value, and most of all the gains of the lowest frequencies show it.
     """
     powers = torch.linspace(-1, 1, count, dtype=torch.float64)[:, None] ** torch.arange(4)
-    return (powers @ torch.linalg.pinv(powers)).float()
+    projection: Tensor = powers @ torch.linalg.pinv(powers)
+    return projection.float()
 
 
 @torch.no_grad()

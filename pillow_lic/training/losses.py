@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pillow_lic.distortions import DISTORTIONS, squared_error
 from pillow_lic.models.hyperprior import SKIP, HyperpriorModel, scale_of
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.training.correlation import correlation_loss
-from pillow_lic.training.distortions import DISTORTIONS, squared_error
 from pillow_lic.training.surrogates import gaussian_bits, surrogate
 
 

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pillow_lic.distortions import DISTORTIONS
 from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import ContextShape, units_of
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture
 from pillow_lic.training.correlation import mask_of
-from pillow_lic.training.distortions import DISTORTIONS
 from pillow_lic.training.surrogates import QUANTISATIONS
 
 STAGES = ("joint", "contexts", "decoder")

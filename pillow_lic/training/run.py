@@ -111,7 +111,7 @@ def finish(
             name: make_context_tables(count_values(seen_passes(plain, name, data, CONTEXT_IMAGES)))
             for name in model.contexts
         }
-    export.write_model(model, output, make_tables(counts), context_tables)
+    export.write_model(model, output, make_tables(counts), context_tables, distortion=recipe.distortion)
     if validation is None:
         return {}
     _say("measuring the model on the validation images")

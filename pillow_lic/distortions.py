@@ -1,4 +1,4 @@
-"""What training calls distortion, in units of the squared error on 0...255, by sample."""
+"""Distortions that networks are trained for and encoders search by: in units of squared error on 0...255."""
 
 from __future__ import annotations
 

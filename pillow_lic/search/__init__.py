@@ -1,0 +1,1 @@
+"""Encoder search: which symbols to send, and at which quality."""

@@ -1,0 +1,58 @@
+"""A tile as its decoder will show it, as a function of its symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pillow_lic.distortions import DISTORTIONS
+
+SMALLEST_MS_SSIM = 176
+"""Pixels a side below which MS-SSIM is not defined."""
+
+
+@dataclass(frozen=True)
+class TileView:
+    """Decodes a tile's symbols and weighs what is lost.
+
+    synthesis     latents (1, M, h, w) in the transform's units -> pixels (1, 3, 16 h, 16 w)
+    pixels        of the tile and a margin, (1, 3, H, W) in -127.5...127.5
+    around        latents in steps of the tile and its margin, (1, M, h, w); the tile's own are replaced
+    top, left     where the tile lies in them
+    mean, coded   of the tile's own latents (M, th, tw): float steps, and which are coded at all
+    inverse_gain  (M, 1, 1)
+    weight        lambda: bits a pixel for each unit of mean distortion
+    measure       one of :data:`DISTORTIONS`
+    """
+
+    synthesis: Callable[[Tensor], Tensor]
+    pixels: Tensor
+    around: Tensor
+    top: int
+    left: int
+    mean: Tensor
+    coded: Tensor
+    inverse_gain: Tensor
+    weight: float
+    measure: str
+
+    @property
+    def measurable(self) -> bool:
+        """Whether the distortion is defined for a tile of this size."""
+        return self.measure != "ms-ssim" or min(self.pixels.shape[2:]) >= SMALLEST_MS_SSIM
+
+    def distortion(self, values: Tensor) -> Tensor:
+        """Distortion in bits for the values (n,) of the coded latents, in the order of ``coded``."""
+        symbols = torch.zeros_like(self.mean).masked_scatter(self.coded, values)
+        h, w = self.mean.shape[1:]
+        below, right = self.around.shape[2] - self.top - h, self.around.shape[3] - self.left - w
+        place = (self.left, right, self.top, below)
+        own = torch.nn.functional.pad(symbols + self.mean, place)
+        inside = torch.nn.functional.pad(torch.ones_like(self.mean[:1], dtype=torch.bool), place)
+        latents = torch.where(inside, own, self.around[0]) * self.inverse_gain
+        output = self.synthesis(latents[None].contiguous(memory_format=torch.channels_last))
+        area = output.shape[2] * output.shape[3]
+        return DISTORTIONS[self.measure](output.float(), self.pixels).sum() * (self.weight * area)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from conftest import coded, pixels_of
+from PIL import Image
+
+from pillow_lic import codec
+from pillow_lic.entropy.tables import Tables
+from pillow_lic.models.loading import load_model
+from pillow_lic.models.transforms import rate_weight
+from pillow_lic.search.costs import Costs, cost_table
+from pillow_lic.search.refine import STEPS, refine
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def part(photo: Image.Image) -> Image.Image:
+    return photo.crop((40, 20, 168, 132))
+
+
+def loss(image: Image.Image, quality: float, **options: object) -> float:
+    """Lambda * distortion + rate in bits, from the real file's bytes and pixels."""
+    data = coded(image, quality=quality, **options)
+    squared = np.square(pixels_of(data).astype(float) - np.asarray(image)).mean(axis=2).sum()
+    return float(rate_weight(quality)) * squared + 8 * len(data)
+
+
+@pytest.mark.parametrize("quality", [1, 4.5, 8])
+def test_effort_pays(part: Image.Image, quality: float) -> None:
+    losses = [loss(part, quality, effort=effort) for effort in (0, 2, 4)]
+    assert losses[1] < 0.99 * losses[0]
+    assert losses[2] < 0.99 * losses[0]
+
+
+def test_effort_works_in_tiles_and_on_grey_pictures(part: Image.Image) -> None:
+    for image in (part, part.convert("L")):
+        plain, searched = (coded(image, tile=64, effort=effort) for effort in (0, 1))
+        assert searched != plain
+        assert pixels_of(searched).shape == pixels_of(plain).shape
+    assert loss(part, 4, tile=64, effort=2) < 0.985 * loss(part, 4, tile=64)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 90)])
+def test_effort_takes_any_size(part: Image.Image, size: tuple[int, int]) -> None:
+    assert pixels_of(coded(part.resize(size), effort=1)).shape == (size[1], size[0], 3)
+
+
+def test_no_search_where_nothing_is_coded() -> None:
+    flat = Image.new("RGB", (64, 64), (128, 128, 128))
+    assert len(coded(flat, effort=1, quality=1)) <= len(coded(flat, quality=1))
+
+
+def test_search_is_deterministic_and_leaves_torch_alone(part: Image.Image) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = coded(part, effort=3)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert coded(part, effort=3) == first
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            assert coded(part, effort=3) == first
+    assert torch.is_grad_enabled()
+
+
+def test_a_search_that_finds_nothing_better_changes_nothing(part: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "refine", lambda start, *_: start.round() + 1)
+    assert coded(part, effort=1) == coded(part)
+
+
+def test_progress_counts_steps(part: Image.Image) -> None:
+    seen: list[tuple[int, int]] = []
+    token = codec.on_progress.set(lambda done, total: seen.append((done, total)))
+    try:
+        coded(part, effort=2, tile=64)
+    finally:
+        codec.on_progress.reset(token)
+    assert [done for done, _ in seen] == list(range(1, 4 * (STEPS[2] + 1) + 1))
+    assert {total for _, total in seen} == {4 * (STEPS[2] + 1)}
+
+
+def test_effort_doubles_or_more() -> None:
+    assert len(STEPS) == 10
+    assert all(2 * one <= other for one, other in pairwise(STEPS))
+
+
+# -- parts ---------------------------------------------------------------------------------
+
+
+def test_costs_are_code_lengths() -> None:
+    tables = load_model("mse").tables
+    rng = np.random.default_rng(3)
+    index = rng.integers(tables.skip, len(tables), 500).astype(np.uint8)
+    symbols = rng.integers(-40, 41, 500).astype(np.int16)
+    whole = rng.integers(-3, 4, 500).astype(np.int16)
+    sign = rng.choice([-1, 1], 500)
+    costs = Costs(cost_table(tables, CPU), *(torch.from_numpy(x.astype(np.float32)) for x in (index, whole, sign)))
+    costs = Costs(costs.bits, costs.row.long(), costs.whole, costs.sign)
+    ideal = tables.bits((sign * (symbols - whole)).astype(np.int16), index)
+    assert np.allclose(costs.of(torch.from_numpy(symbols).float()).numpy(), ideal, atol=1e-4)
+
+
+def test_expected_cost_has_its_gradient() -> None:
+    tables = Tables([np.array([2**22, 2**23, 2**21, 2**21])])
+    zero = torch.zeros(1)
+    costs = Costs(cost_table(tables, CPU), zero.long(), zero, zero + 1)
+    share = torch.tensor([0.25], requires_grad=True)
+    costs.between(zero, share).sum().backward()
+    # One bit for 0, three for 1.
+    assert costs.between(zero, share).item() == pytest.approx(1.5)
+    assert share.grad is not None
+    assert share.grad.item() == pytest.approx(2)
+
+
+def quadratic(target: torch.Tensor, weight: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda values: weight * (values - target).square().sum()
+
+
+@pytest.mark.parametrize("steps", STEPS[2:6])
+def test_refinement_trades_distortion_for_bits(steps: int) -> None:
+    tables = Tables([np.array([2**20, 15 * 2**20 - 2**21, 2**20, 2**20])])
+    target = torch.linspace(-0.9, 0.9, 181)
+    row = torch.zeros(181)
+    costs = Costs(cost_table(tables, CPU), row.long(), row, row + 1)
+    distortion = quadratic(target, 8.0)
+    found = refine(target, distortion, lambda _: costs, steps)
+
+    def total(values: torch.Tensor) -> float:
+        return float(distortion(values) + costs.of(values).sum())
+
+    # One costs about four bits more than zero, worth it from 0.75 on; rounding begins at 0.5.
+    best = torch.where(target.abs() > 0.75, target.sign(), 0)
+    assert total(best) <= total(found) < 0.5 * (total(best) + total(target.round()))

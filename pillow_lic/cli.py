@@ -19,13 +19,13 @@ from PIL import Image
 
 import pillow_lic
 from pillow_lic import container
-from pillow_lic.options import DEFAULT_CONTEXT, TUNES, EncoderOptions, options_from, quality_of
+from pillow_lic.options import DEFAULT_CONTEXT, TARGETS, TUNES, EncoderOptions, options_from, quality_of
 from pillow_lic.plugin import advice
 
 EXTENSION = ".lic"
 
 
-_ENCODER_OPTIONS = ("quality", "context", "quantizer", "effort", "tune", "model", "device")
+_ENCODER_OPTIONS = ("quality", *TARGETS, "context", "quantizer", "effort", "tune", "model", "device")
 _CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
 
 
@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("encoder options (for a .lic target)")
     group.add_argument("--quality", type=float, help="1 (smallest) to 8 (best); default 4")
+    group.add_argument("--target-size", type=int, metavar="BYTES", help="the best picture in so many bytes")
+    group.add_argument("--target-bpp", type=float, metavar="BITS", help="the best picture in so many bits a pixel")
+    group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
     group.add_argument("--context", help=f"context model: {_CONTEXTS}; default {DEFAULT_CONTEXT}")
     group.add_argument("--quantizer", help="scalar")
     group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
@@ -163,9 +166,7 @@ def _convert(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {}
     if target.suffix.lower() == EXTENSION:
         opts = _encoder_options(args)
-        options = {
-            n: getattr(opts, n) for n in ("quality", "context", "quantizer", "effort", "tune", "model", "device")
-        }
+        options = {n: getattr(opts, n) for n in _ENCODER_OPTIONS}
     with _progress("convert"), Image.open(source) as opened:
         opened.load()  # some formats keep their metadata behind the pixels
         options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}

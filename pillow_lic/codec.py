@@ -8,26 +8,22 @@ transform is ordinary floating point.
 from __future__ import annotations
 
 import io
-import struct
-import zlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pillow_lic import container, options
-from pillow_lic.container import Header
+from pillow_lic.container import MAX_QUALITY_CODE, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
-from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
-from pillow_lic.entropy.context import ExactContext
+from pillow_lic.entropy.coder import Symbols
 from pillow_lic.entropy.exact import MEAN_BITS
-from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, load_model, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
 from pillow_lic.options import EncoderOptions
@@ -37,7 +33,7 @@ from pillow_lic.pixels import (
     check_pixels,
     default_tile,
     latent_size,
-    pad_to_multiple,
+    psnr,
     put_pixels,
     tile_pixels,
     tiles_of,
@@ -45,37 +41,26 @@ from pillow_lic.pixels import (
 from pillow_lic.quantizers import scalar
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.refine import STEPS, refine
+from pillow_lic.search.target import largest
 from pillow_lic.search.view import TileView
+from pillow_lic.symbols import CodedTile, decode_symbols, pack, quantise
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
 """Called with the work done and all there is: tiles, and steps of the encoder's search."""
 
 
-@dataclass(frozen=True)
-class Priors:
-    """What h_s says of y: means (64ths of a step) and table indices, (M, h, w) each, and its last
-    hidden layer (hyper_channels, h, w), all integers."""
+class Encoder(Protocol):
+    """Makes a file at a quality code; quickly, one that tells about how large and how good it would be."""
 
-    mean: Tensor
-    index: Tensor
-    hidden: Tensor
-
-
-@dataclass(frozen=True)
-class CodedTile:
-    """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read."""
-
-    z: Symbols
-    z_index: Indices
-    y: Symbols
-    priors: Priors
+    def __call__(self, code: int, *, quickly: bool = False) -> bytes:  # noqa: D102
+        ...
 
 
 def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | None = None) -> bytes:
     """Code (H, W) or (H, W, 3) uint8 pixels as a LIC file.
 
-    Raises ``TypeError`` and ``ValueError`` for pixels that LIC does not take and for models that
-    are not installed.
+    Raises ``TypeError`` and ``ValueError`` for pixels that LIC does not take, for models that are not
+    installed and for targets out of reach.
     """
     mode = check_pixels(array)
     height, width = array.shape[:2]
@@ -87,17 +72,70 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     header = Header(width, height, mode, model.identity, opts.quality_code, contexts[0], opts.quantizer, side)
     device = choose_device(opts.device, width * height)
     with quiet(device):
-        tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
-        units = 1 + STEPS[opts.effort]
-        for done, part in enumerate(_analysed(model, array, header, device, searching=units > 1)):
-            tile = part.coded
-            if units > 1:
-                tile = _search(model, part, header, contexts, opts.effort, done * units)
-            for name in contexts:
-                tiles[name].append(_pack(model, tile, name, header.quality_code))
-            _report((done + 1) * units, header.tiles * units)
+        if opts.target is None:
+            return _encode(model, array, header, metadata or {}, contexts, opts.effort, device)
+
+        def at(code: int, *, quickly: bool = False) -> bytes:
+            there, names, effort = replace(header, quality_code=code), contexts, opts.effort
+            if quickly:
+                there, names, effort = replace(there, context="none"), ["none"], 0
+            return _encode(model, array, there, metadata or {}, names, effort, device)
+
+        kind, wanted = opts.target
+        return _at_psnr(array, at, wanted, opts.device) if kind == "target_psnr" else _at_size(at, kind, wanted, array)
+
+
+def _encode(
+    model: Model,
+    array: Pixels,
+    header: Header,
+    metadata: Mapping[str, bytes],
+    contexts: Sequence[str],
+    effort: int,
+    device: torch.device,
+) -> bytes:
+    """The file at the header's quality, with whichever of the context models makes it smallest."""
+    tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+    units = 1 + STEPS[effort]
+    for done, part in enumerate(_analysed(model, array, header, device, searching=units > 1)):
+        tile = part.coded
+        if units > 1:
+            tile = _search(model, part, header, contexts, effort, done * units)
+        for name in contexts:
+            tiles[name].append(pack(model, tile, name, header.quality_code))
+        _report((done + 1) * units, header.tiles * units)
     best = min(contexts, key=lambda name: sum(map(len, tiles[name])))
-    return container.write(replace(header, context=best), metadata or {}, [tiles[best]])
+    return container.write(replace(header, context=best), metadata, [tiles[best]])
+
+
+def _at_size(at: Encoder, kind: str, wanted: float, array: Pixels) -> bytes:
+    """The best file of at most a wanted size, in bytes or in bits a pixel."""
+    unit = 8 / (array.shape[0] * array.shape[1]) if kind == "target_bpp" else 1.0
+
+    def attempt(code: int, *, quickly: bool = False) -> tuple[bytes, float]:
+        data = at(code, quickly=quickly)
+        return data, math.log(len(data) * unit)
+
+    found = largest(math.log(wanted), MAX_QUALITY_CODE, lambda code: attempt(code, quickly=True)[1], attempt)
+    if found is None:
+        raise ValueError(f"{kind} {wanted:g} is out of reach: this picture takes {len(at(0)) * unit:g} at quality 1")
+    return found
+
+
+def _at_psnr(array: Pixels, at: Encoder, wanted: float, device: str | None) -> bytes:
+    """The smallest file of at least a wanted PSNR in dB."""
+
+    def attempt(below: int, *, quickly: bool = False) -> tuple[bytes, float]:
+        data = at(MAX_QUALITY_CODE - below, quickly=quickly)
+        reader = container.Reader(io.BytesIO(data))
+        reader.metadata()
+        return data, -min(100.0, psnr(array, decode(reader.header, next(reader.frames()), device)))
+
+    found = largest(-wanted, MAX_QUALITY_CODE, lambda code: attempt(code, quickly=True)[1], attempt)
+    if found is None:
+        reached = -attempt(0)[1]
+        raise ValueError(f"target_psnr {wanted:g} is out of reach: this picture has {reached:.2f} dB at quality 8")
+    return found
 
 
 def decode(header: Header, tiles: Sequence[bytes], device: str | None = None) -> Pixels:
@@ -132,7 +170,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
             for place, part in zip(tiles_of(header.width, header.height, header.tile), coded, strict=True):
                 tile = decode_symbols(model, header, place, part, on)
                 for name in contexts:
-                    tiles[name].append(_pack(model, tile, name, header.quality_code))
+                    tiles[name].append(pack(model, tile, name, header.quality_code))
                 _report(len(tiles[contexts[0]]), header.tiles)
             frames.append(tiles)
     best = min(contexts, key=lambda name: sum(len(t) for f in frames for t in f[name]))
@@ -172,22 +210,8 @@ def _analysed(model: Model, array: Pixels, header: Header, device: torch.device,
         around = tile.grown(model.arch.analysis_margin + margin, h, w)
         pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
         y = analysis(pixels, quality) * gain
-        coded = _quantise(model, _crop(y, tile, around), header.quality_code, quality)
+        coded = quantise(model, _crop(y, tile, around), header.quality_code, quality)
         yield _Part(tile, coded, around, pixels, y)
-
-
-def _quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> CodedTile:
-    """Symbols of z and y for latents (1, M, h, w) in steps."""
-    device = y.device
-    exact = model.hyper_synthesis(device)
-    z_gain, z_mean, z_index = exact.z_prior(quality_code)
-    z = model.hyper_analysis(device)(pad_to_multiple(y, HYPER_STRIDE), quality)[0].cpu().double().numpy()
-    steps = z * (2.0**10 / z_gain)[:, None, None] - (z_mean / 2.0**6)[:, None, None]
-    z_indices = _spread(z_index, z.shape)
-    z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
-    priors = _priors(model, z_symbols, quality_code, y.shape[2:], device)
-    symbols = scalar.quantise(y[0], priors.mean, priors.index, model.tables.skip)
-    return CodedTile(z_symbols, z_indices, symbols.cpu().numpy().astype(np.int16), priors)
 
 
 def _search(
@@ -230,7 +254,7 @@ def _search(
 
     def cost(tile: CodedTile) -> float:
         shown = view.distortion(torch.from_numpy(tile.y).to(device, torch.float32)[view.coded])
-        return float(shown) + 8 * min(len(_pack(model, tile, name, header.quality_code)) for name in contexts)
+        return float(shown) + 8 * min(len(pack(model, tile, name, header.quality_code)) for name in contexts)
 
     return min((found, part.coded), key=cost)
 
@@ -255,18 +279,6 @@ def _symbols_of(values: Tensor, coded: Tensor) -> Symbols:
     """Symbols (M, h, w) from whole values (n,) of those that are coded."""
     symbols = torch.zeros(coded.shape, device=values.device).masked_scatter(coded, values)
     return symbols.cpu().numpy().astype(np.int16)
-
-
-def _pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:
-    coder = SymbolEncoder()
-    coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
-    index, hidden = tile.priors.index, tile.priors.hidden
-    if context == "none":
-        coder.encode(tile.y.ravel(), flat(index), model.tables)
-    else:
-        network = model.context(context, index.device)
-        network.encode(coder, tile.y, index, hidden, quality_code, model.tables.skip)
-    return struct.pack("<I", _checksum(tile)) + coder.finish()
 
 
 def _contexts(model: Model, wanted: str | None) -> list[str]:
@@ -314,34 +326,6 @@ def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torc
     return scalar.dequantise(symbols, found.priors.mean) * gain
 
 
-def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> CodedTile:
-    """A tile's symbols; ``OSError`` if they fail its checksum."""
-    if len(data) < 4:
-        raise OSError("damaged LIC file: a tile is too short")
-    size = (tile.bottom - tile.top, tile.right - tile.left)
-    z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
-    coder = SymbolDecoder(data[4:])
-    z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
-    z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
-    priors = _priors(model, z, header.quality_code, size, device)
-    if header.context == "none":
-        y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
-    else:
-        network = _context_to_decode(model, header.context, device)
-        y = network.decode(coder, priors.index, priors.hidden, header.quality_code, model.tables.skip)
-    found = CodedTile(z, z_index, y, priors)
-    if struct.unpack_from("<I", data)[0] != _checksum(found):
-        raise OSError("damaged LIC file: the decoded symbols fail their checksum")
-    return found
-
-
-def _context_to_decode(model: Model, name: str, device: torch.device) -> ExactContext:
-    try:
-        return model.context(name, device)
-    except ValueError as error:
-        raise OSError(str(error)) from error
-
-
 def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor], array: Pixels) -> None:
     """Synthesise one tile's pixels from its latents and a margin of its neighbours'."""
     h, w = latent_size(header.height), latent_size(header.width)
@@ -358,28 +342,6 @@ def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Te
 
 
 # -- shared --------------------------------------------------------------------------------
-
-
-def _priors(model: Model, z: Symbols, quality_code: int, size: Sequence[int], device: torch.device) -> Priors:
-    """The same in the encoder and every decoder."""
-    found = model.hyper_synthesis(device)(z, quality_code)
-    return Priors(*(x[:, : size[0], : size[1]] for x in found))
-
-
-def _spread(by_channel: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint8]:
-    return np.broadcast_to(by_channel[:, None, None], shape)
-
-
-def flat(values: Tensor) -> NDArray[Any]:
-    """A tensor's numbers as the range coder takes them."""
-    return values.cpu().numpy().ravel()
-
-
-def _checksum(tile: CodedTile) -> int:
-    """CRC-32 of all that the latents are made of; the tables' indices need none, as symbols tell."""
-    checksum = zlib.crc32(tile.z.astype("<i2").tobytes())
-    checksum = zlib.crc32(tile.y.astype("<i2").tobytes(), checksum)
-    return zlib.crc32(flat(tile.priors.mean).astype("<i4").tobytes(), checksum)
 
 
 def _crop(y: Tensor, tile: Tile, around: Tile, scale: int = 1) -> Tensor:

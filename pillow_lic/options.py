@@ -22,6 +22,8 @@ DEFAULT_CONTEXT = "staircase"
 FAST_CONTEXTS = ("checkerboard", "channel", "staircase")
 """What "auto" tries besides none: all that decode in at most 1.6 times the time."""
 
+TARGETS = ("target_size", "target_bpp", "target_psnr")
+
 TUNES = ("mse", "ms-ssim")
 """The shipped models, each named after the distortion that it is trained for."""
 
@@ -35,6 +37,9 @@ class EncoderOptions:
     """What ``save(...)`` may say about the coding itself.
 
     quality    float, 1 (smallest) to 8 (best), continuous; default 4
+    target_size, target_bpp, target_psnr
+               choose the quality: the best picture in at most so many bytes (metadata included) or
+               bits a pixel, or the smallest file of at least so many dB; one of them, instead of quality
     context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), or
                "auto" to try all but the slow one and keep the smallest file; None for "staircase"
                where the model has it, else "none"; all decode to the same pixels
@@ -59,6 +64,9 @@ class EncoderOptions:
     model: str | None = None
     device: str | None = None
     tile: int | None = None
+    target_size: int | None = None
+    target_bpp: float | None = None
+    target_psnr: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quality", _number("quality", self.quality))
@@ -81,6 +89,24 @@ class EncoderOptions:
         if self.device is not None and not isinstance(self.device, str):
             object.__setattr__(self, "device", str(self.device))
         self._check_tile()
+        self._check_targets()
+
+    def _check_targets(self) -> None:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {' and '.join(given)}, not both")
+        for name in given:
+            value = getattr(self, name)
+            value = _integer(name, value) if name == "target_size" else _number(name, value, "a number above 0")
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+            object.__setattr__(self, name, value)
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """The target given, if there is one: its name and value."""
+        given = ((name, getattr(self, name)) for name in TARGETS)
+        return next(((name, value) for name, value in given if value is not None), None)
 
     def _check_tile(self) -> None:
         if self.tile is None:
@@ -135,17 +161,17 @@ def options_from(
     return replace(defaults, **known)
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any, kind: str = "a number from 1 to 8") -> float:
     if isinstance(value, (bool, str, bytes)):
-        raise TypeError(f"{name} must be a number from 1 to 8, not {value!r}")
+        raise TypeError(f"{name} must be {kind}, not {value!r}")
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number from 1 to 8, not {value!r}") from None
+        raise TypeError(f"{name} must be {kind}, not {value!r}") from None
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise ValueError(f"{name} must be a number from 1 to 8, not {value!r}")
+        raise ValueError(f"{name} must be {kind}, not {value!r}")
     return number
 
 

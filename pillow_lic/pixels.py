@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,3 +110,9 @@ def pad_to_multiple(y: Tensor, multiple: int) -> Tensor:
     h, w = y.shape[2:]
     pads = (0, -w % multiple, 0, -h % multiple)
     return torch.nn.functional.pad(y, pads, mode="replicate") if any(pads) else y
+
+
+def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """PSNR in dB over all samples of two 8-bit pictures; infinite if they are equal."""
+    mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 10 * math.log10(255**2 / mse) if mse else math.inf

@@ -12,6 +12,7 @@ from pillow_lic import codec, container, devices
 from pillow_lic.models.loading import load_model
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import latent_size, tiles_of
+from pillow_lic.symbols import decode_symbols, pack
 from pillow_lic.training import probabilities
 
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def symbols_of(data: bytes) -> list[np.ndarray]:
     found = []
     with torch.inference_mode():
         for tile, part in zip(tiles, next(reader.frames()), strict=True):
-            decoded = codec.decode_symbols(load_model("mse"), header, tile, part, CPU)
+            decoded = decode_symbols(load_model("mse"), header, tile, part, CPU)
             found += [decoded.z, decoded.y]
     return found
 
@@ -181,7 +182,7 @@ def test_stream_is_close_to_the_ideal_length(photo: Image.Image) -> None:
         (tile,) = codec.analyse(model, large, header, CPU)
         ideal = model.tables.bits(tile.z, tile.z_index).sum() / 8
         ideal += model.tables.bits(tile.y, tile.priors.index.numpy()).sum() / 8
-        real = len(codec._pack(model, tile, "none", 600)) - 4
+        real = len(pack(model, tile, "none", 600)) - 4
     assert ideal <= real <= 1.005 * ideal + 4
 
 

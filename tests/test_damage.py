@@ -12,7 +12,7 @@ import pytest
 from conftest import coded, pixels_of
 from PIL import Image, UnidentifiedImageError
 
-from pillow_lic import codec, container
+from pillow_lic import container, symbols
 
 
 def outcome(data: bytes) -> str:
@@ -45,8 +45,8 @@ def test_every_cut(tiny: bytes) -> None:
 def test_a_wrong_mean_is_found(small: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """Means decide no probability, but the picture: the checksum covers them too."""
     data = coded(small)
-    priors = codec._priors
-    monkeypatch.setattr(codec, "_priors", lambda *a: replace(priors(*a), mean=priors(*a).mean + 1))
+    priors = symbols.priors_of
+    monkeypatch.setattr(symbols, "priors_of", lambda *a: replace(priors(*a), mean=priors(*a).mean + 1))
     with Image.open(BytesIO(data)) as image, pytest.raises(OSError, match="fail their checksum"):
         image.load()
 

@@ -37,6 +37,9 @@ def test_quality_of_another_kind(value: object) -> None:
         ("quantizer", "e8", "in this version"),
         ("tune", "psnr", "'mse', 'ms-ssim'"),
         ("effort", 10, "effort must be"),
+        ("target_size", 0, "target_size must be above 0"),
+        ("target_bpp", -1, "target_bpp must be above 0"),
+        ("target_psnr", math.nan, "target_psnr must be a number above 0"),
         ("tile", 100, "multiple of 64"),
         ("tile", -64, "multiple of 64"),
         ("tile", 2112, "multiple of 64"),
@@ -48,10 +51,20 @@ def test_values_that_do_not_exist(name: str, value: object, message: str) -> Non
         EncoderOptions(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "value"), [("context", 1), ("effort", 1.5), ("effort", True), ("tile", "64")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("context", 1), ("effort", 1.5), ("effort", True), ("tile", "64"), ("target_size", 9.5), ("target_psnr", "35")],
+)
 def test_values_of_another_kind(name: str, value: object) -> None:
     with pytest.raises(TypeError, match=name):
         EncoderOptions(**{name: value})  # type: ignore[arg-type]
+
+
+def test_one_target_at_a_time() -> None:
+    assert EncoderOptions(target_psnr=np.float32(35)).target == ("target_psnr", 35.0)  # type: ignore[arg-type]
+    assert EncoderOptions().target is None
+    with pytest.raises(ValueError, match="give one of target_size and target_bpp"):
+        EncoderOptions(target_size=1000, target_bpp=1)
 
 
 def test_integers_of_numpy_are_integers() -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from conftest import coded, pixels_of
+from conftest import coded, pixels_of, psnr
 from PIL import Image
 
 from pillow_lic import codec
@@ -15,6 +15,7 @@ from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.refine import STEPS, refine
+from pillow_lic.search.target import largest
 
 CPU = torch.device("cpu")
 
@@ -137,3 +138,57 @@ def test_refinement_trades_distortion_for_bits(steps: int) -> None:
     # One costs about four bits more than zero, worth it from 0.75 on; rounding begins at 0.5.
     best = torch.where(target.abs() > 0.75, target.sign(), 0)
     assert total(best) <= total(found) < 0.5 * (total(best) + total(target.round()))
+
+
+# -- targets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", [450, 1500, 3111])
+@pytest.mark.parametrize("effort", [0, 1])
+def test_target_size_is_met_and_never_exceeded(part: Image.Image, wanted: int, effort: int) -> None:
+    assert 0.97 * wanted <= len(coded(part, target_size=wanted, effort=effort, exif=b"Exif\0\0 12345")) <= wanted
+
+
+def test_target_bpp(part: Image.Image) -> None:
+    data = coded(part, target_bpp=1)
+    assert 0.98 <= 8 * len(data) / (part.width * part.height) <= 1
+
+
+@pytest.mark.parametrize("wanted", [28.5, 33])
+def test_target_psnr_is_reached(part: Image.Image, wanted: float) -> None:
+    assert wanted <= psnr(part, pixels_of(coded(part, target_psnr=wanted))) < wanted + 0.1
+
+
+def test_targets_out_of_reach_say_what_is(part: Image.Image) -> None:
+    least, best = coded(part, quality=1), coded(part, quality=8)
+    with pytest.raises(ValueError, match=f"target_size 100 is out of reach: this picture takes {len(least)} at"):
+        coded(part, target_size=100)
+    with pytest.raises(ValueError, match=r"target_bpp 0\.01 is out of reach"):
+        coded(part, target_bpp=0.01)
+    with pytest.raises(ValueError, match=f"target_psnr 80 .* has {psnr(part, pixels_of(best)):.2f} dB at quality 8"):
+        coded(part, target_psnr=80)
+    assert coded(part, target_size=10**7) == best
+    assert coded(part, target_psnr=3) == least
+
+
+@pytest.mark.parametrize("offset", [-0.3, -0.01, 0, 0.02, 0.2])
+@pytest.mark.parametrize("bend", [0.7, 1, 2])
+def test_largest_finds_the_code(offset: float, bend: float) -> None:
+    """Whatever the shape of the curve and the error of its estimate, and in few attempts."""
+    attempts = []
+
+    def value(code: int) -> float:
+        return 6 + 3 * (code / 1792) ** bend
+
+    def attempt(code: int) -> tuple[int, float]:
+        attempts.append(code)
+        return code, value(code) + offset
+
+    for wanted in (6.4, 7, 8.7):
+        attempts.clear()
+        found = largest(wanted, 1792, value, attempt)
+        assert found is not None
+        assert value(found) + offset <= wanted < value(found) + offset + 0.02
+        assert len(attempts) <= 6
+    assert largest(5, 1792, value, attempt) is None
+    assert largest(12, 1792, value, attempt) == 1792

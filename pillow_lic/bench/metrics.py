@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pillow_lic.pixels import psnr
+
+__all__ = ["MS_SSIM_SIDE", "bd_rate", "decibel", "ms_ssim", "psnr"]
+
 MS_SSIM_SIDE = 161
 """Smallest side that five scales of an 11x11 window need."""
-
-
-def psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """PSNR in dB over all samples of two 8-bit pictures; infinite if they are equal."""
-    mse = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return 10 * math.log10(255**2 / mse) if mse else math.inf
 
 
 def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -23,6 +23,7 @@ from pillow_lic.container import Header
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import EncoderOptions
+from pillow_lic.symbols import CodedTile, flat
 from pillow_lic.training import distributed, export, validate
 from pillow_lic.training.data import image_files
 from pillow_lic.training.loop import Trainer, progress
@@ -124,7 +125,7 @@ def finish(
     return {k: round(v, 4) for k, v in results.items()}
 
 
-def _seen_tiles(model: Model, data: str | Path, count: int) -> Iterator[tuple[codec.CodedTile, int]]:
+def _seen_tiles(model: Model, data: str | Path, count: int) -> Iterator[tuple[CodedTile, int]]:
     """Coded training images, each at a random quality, with their quality codes."""
     for pixels, quality in tqdm(validate.crops_for_tables(data, count), total=count, delay=2, desc="tables"):
         code = EncoderOptions(quality=quality).quality_code
@@ -137,7 +138,7 @@ def _seen_tiles(model: Model, data: str | Path, count: int) -> Iterator[tuple[co
 def seen_symbols(path: Path, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
     """(symbols, table indices) of training images, coded with a model that skips nothing."""
     for tile, _ in _seen_tiles(load_model(str(path)), data, count):
-        yield tile.y.ravel(), codec.flat(tile.priors.index)
+        yield tile.y.ravel(), flat(tile.priors.index)
         yield tile.z.ravel(), tile.z_index.ravel()
 
 

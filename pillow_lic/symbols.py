@@ -1,0 +1,119 @@
+"""A tile's symbols and their bytes: all that has to be the same on every machine."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pillow_lic.container import Header
+from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
+from pillow_lic.entropy.context import ExactContext
+from pillow_lic.models.hyperprior import HYPER_STRIDE
+from pillow_lic.models.loading import Model
+from pillow_lic.pixels import Tile, pad_to_multiple
+from pillow_lic.quantizers import scalar
+
+
+@dataclass(frozen=True)
+class Priors:
+    """What h_s says of y: means (64ths of a step) and table indices, (M, h, w) each, and its last
+    hidden layer (hyper_channels, h, w), all integers."""
+
+    mean: Tensor
+    index: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class CodedTile:
+    """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read."""
+
+    z: Symbols
+    z_index: Indices
+    y: Symbols
+    priors: Priors
+
+
+def quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> CodedTile:
+    """Symbols of z and y for latents (1, M, h, w) in steps."""
+    device = y.device
+    exact = model.hyper_synthesis(device)
+    z_gain, z_mean, z_index = exact.z_prior(quality_code)
+    z = model.hyper_analysis(device)(pad_to_multiple(y, HYPER_STRIDE), quality)[0].cpu().double().numpy()
+    steps = z * (2.0**10 / z_gain)[:, None, None] - (z_mean / 2.0**6)[:, None, None]
+    z_indices = _spread(z_index, z.shape)
+    z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
+    priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device)
+    symbols = scalar.quantise(y[0], priors.mean, priors.index, model.tables.skip)
+    return CodedTile(z_symbols, z_indices, symbols.cpu().numpy().astype(np.int16), priors)
+
+
+def pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:
+    """A tile's bytes: the checksum of its symbols, then the range coder's stream."""
+    coder = SymbolEncoder()
+    coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
+    index, hidden = tile.priors.index, tile.priors.hidden
+    if context == "none":
+        coder.encode(tile.y.ravel(), flat(index), model.tables)
+    else:
+        network = model.context(context, index.device)
+        network.encode(coder, tile.y, index, hidden, quality_code, model.tables.skip)
+    return struct.pack("<I", _checksum(tile)) + coder.finish()
+
+
+def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> CodedTile:
+    """A tile's symbols; ``OSError`` if they fail its checksum."""
+    if len(data) < 4:
+        raise OSError("damaged LIC file: a tile is too short")
+    size = (tile.bottom - tile.top, tile.right - tile.left)
+    z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
+    coder = SymbolDecoder(data[4:])
+    z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
+    z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
+    priors = priors_of(model, z, header.quality_code, size, device)
+    if header.context == "none":
+        y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
+    else:
+        network = _context_to_decode(model, header.context, device)
+        y = network.decode(coder, priors.index, priors.hidden, header.quality_code, model.tables.skip)
+    found = CodedTile(z, z_index, y, priors)
+    if struct.unpack_from("<I", data)[0] != _checksum(found):
+        raise OSError("damaged LIC file: the decoded symbols fail their checksum")
+    return found
+
+
+def _context_to_decode(model: Model, name: str, device: torch.device) -> ExactContext:
+    try:
+        return model.context(name, device)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+
+
+def priors_of(model: Model, z: Symbols, quality_code: int, size: Sequence[int], device: torch.device) -> Priors:
+    """The same in the encoder and every decoder."""
+    found = model.hyper_synthesis(device)(z, quality_code)
+    return Priors(*(x[:, : size[0], : size[1]] for x in found))
+
+
+def _spread(by_channel: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint8]:
+    return np.broadcast_to(by_channel[:, None, None], shape)
+
+
+def flat(values: Tensor) -> NDArray[Any]:
+    """A tensor's numbers as the range coder takes them."""
+    return values.cpu().numpy().ravel()
+
+
+def _checksum(tile: CodedTile) -> int:
+    """CRC-32 of all that the latents are made of; the tables' indices need none, as symbols tell."""
+    checksum = zlib.crc32(tile.z.astype("<i2").tobytes())
+    checksum = zlib.crc32(tile.y.astype("<i2").tobytes(), checksum)
+    return zlib.crc32(flat(tile.priors.mean).astype("<i4").tobytes(), checksum)

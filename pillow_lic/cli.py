@@ -114,7 +114,7 @@ def _add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-bpp", type=float, metavar="BITS", help="the best picture in so many bits a pixel")
     group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
     group.add_argument("--context", help=f"context model: {_CONTEXTS}; default {DEFAULT_CONTEXT}")
-    group.add_argument("--quantizer", help="scalar")
+    group.add_argument("--quantizer", help="scalar, e8; default e8 where the model has it")
     group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
     group.add_argument(
         "--tune", help=f"what the shipped models are trained for: {', '.join(TUNES)}; default {TUNES[0]}"

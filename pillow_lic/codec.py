@@ -43,7 +43,7 @@ from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.target import largest
 from pillow_lic.search.view import TileView
-from pillow_lic.symbols import CodedTile, decode_symbols, pack, quantise
+from pillow_lic.symbols import CodedTile, decode_symbols, given, pack, quantise
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
 """Called with the work done and all there is: tiles, and steps of the encoder's search."""
@@ -69,7 +69,8 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     contexts = _contexts(model, opts.context)
-    header = Header(width, height, mode, model.identity, opts.quality_code, contexts[0], opts.quantizer, side)
+    quantizer = _quantizer(model, opts)
+    header = Header(width, height, mode, model.identity, opts.quality_code, contexts[0], quantizer, side)
     device = choose_device(opts.device, width * height)
     with quiet(device):
         if opts.target is None:
@@ -210,7 +211,7 @@ def _analysed(model: Model, array: Pixels, header: Header, device: torch.device,
         around = tile.grown(model.arch.analysis_margin + margin, h, w)
         pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
         y = analysis(pixels, quality) * gain
-        coded = quantise(model, _crop(y, tile, around), header.quality_code, quality)
+        coded = quantise(model, _crop(y, tile, around), header.quality_code, quality, header.quantizer)
         yield _Part(tile, coded, around, pixels, y)
 
 
@@ -268,9 +269,7 @@ def _costs(model: Model, tile: CodedTile, context: str, quality_code: int, coded
         return Costs(cost_table(model.tables, device), row, zero, zero + 1)
     network = model.context(context, device)
     with quiet(device):
-        found = network.conditions(
-            _symbols_of(values, coded), priors.index, priors.hidden, quality_code, model.tables.skip
-        )
+        found = network.conditions(_symbols_of(values, coded), given(model, tile, quality_code))
     row, whole, mirrored = (torch.from_numpy(x.astype(np.int32)).to(device)[coded] for x in found)
     return Costs(cost_table(network.tables, device), row.long(), whole.float(), 1.0 - 2.0 * mirrored)
 
@@ -279,6 +278,15 @@ def _symbols_of(values: Tensor, coded: Tensor) -> Symbols:
     """Symbols (M, h, w) from whole values (n,) of those that are coded."""
     symbols = torch.zeros(coded.shape, device=values.device).masked_scatter(coded, values)
     return symbols.cpu().numpy().astype(np.int16)
+
+
+def _quantizer(model: Model, opts: EncoderOptions) -> str:
+    """The quantiser asked for, or the best that the model has."""
+    if opts.quantizer is None:
+        return "e8" if model.has_lattice and not opts.effort else "scalar"
+    if opts.quantizer == "e8":
+        model.lattice_index  # noqa: B018  (a clear error before any work)
+    return opts.quantizer
 
 
 def _contexts(model: Model, wanted: str | None) -> list[str]:
@@ -321,9 +329,9 @@ def _synthesise(model: Model, header: Header, coded: Sequence[bytes], array: Pix
 def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
     """y of a tile in the synthesis transform's units, (M, h, w) float32."""
     found = decode_symbols(model, header, tile, data, device)
-    symbols = torch.from_numpy(found.y).to(device)
+    steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
-    return scalar.dequantise(symbols, found.priors.mean) * gain
+    return scalar.dequantise(steps, found.priors.mean) * gain
 
 
 def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor], array: Pixels) -> None:

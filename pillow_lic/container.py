@@ -22,7 +22,7 @@ METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm"}
 
 MODES = ("L", "RGB")
 CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase")
-QUANTIZERS = ("scalar",)
+QUANTIZERS = ("scalar", "e8")
 
 MAX_SIDE = 2**24
 MAX_QUALITY_CODE = 1792

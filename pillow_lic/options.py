@@ -28,7 +28,7 @@ TUNES = ("mse", "ms-ssim")
 """The shipped models, each named after the distortion that it is trained for."""
 
 _PLANNED = {
-    "quantizer": ("diamond", "e8"),
+    "quantizer": ("diamond",),
 }
 
 
@@ -43,7 +43,8 @@ class EncoderOptions:
     context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), or
                "auto" to try all but the slow one and keep the smallest file; None for "staircase"
                where the model has it, else "none"; all decode to the same pixels
-    quantizer  "scalar"; default "scalar"
+    quantizer  "scalar", or "e8": groups of eight latents on the lattice E8, smaller files at some
+               milliseconds; None for "e8" where the model has it and effort is 0, else "scalar"
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse"
@@ -58,7 +59,7 @@ class EncoderOptions:
 
     quality: float = 4.0
     context: str | None = None
-    quantizer: str = "scalar"
+    quantizer: str | None = None
     effort: int = 0
     tune: str | None = None
     model: str | None = None
@@ -74,7 +75,8 @@ class EncoderOptions:
             raise ValueError(f"quality must be a number from 1 to 8, not {self.quality!r}")
         if self.context is not None:
             _choice("context", self.context, ("auto", *CONTEXTS))
-        _choice("quantizer", self.quantizer, QUANTIZERS)
+        if self.quantizer is not None:
+            _choice("quantizer", self.quantizer, QUANTIZERS)
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if not 0 <= self.effort <= EFFORT_MAX:
             raise ValueError(f"effort must be a whole number from 0 to 9, not {self.effort}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from pillow_lic.container import Header
 from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
-from pillow_lic.entropy.context import ExactContext
+from pillow_lic.entropy.context import ExactContext, Given
+from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model
 from pillow_lic.pixels import Tile, pad_to_multiple
-from pillow_lic.quantizers import scalar
+from pillow_lic.quantizers import e8, scalar
+from pillow_lic.quantizers.e8 import Lattice
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,18 @@ class CodedTile:
     z_index: Indices
     y: Symbols
     priors: Priors
+    lattice: Lattice | None = None
+
+    @property
+    def steps(self) -> NDArray[np.float32]:
+        """How many steps y lies from its means, (M, h, w): the symbols, and half a step where a lattice says so."""
+        steps: NDArray[np.float32] = self.y.astype(np.float32)
+        if self.lattice is not None:
+            steps[self.lattice.half] += 0.5
+        return steps
 
 
-def quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> CodedTile:
+def quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor, quantizer: str = "scalar") -> CodedTile:
     """Symbols of z and y for latents (1, M, h, w) in steps."""
     device = y.device
     exact = model.hyper_synthesis(device)
@@ -52,20 +63,28 @@ def quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> Cod
     z_indices = _spread(z_index, z.shape)
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
     priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device)
-    symbols = scalar.quantise(y[0], priors.mean, priors.index, model.tables.skip)
-    return CodedTile(z_symbols, z_indices, symbols.cpu().numpy().astype(np.int16), priors)
+    symbols = scalar.quantise(y[0], priors.mean, priors.index, model.tables.skip).cpu().numpy().astype(np.int16)
+    lattice = None
+    if quantizer == "e8":
+        members = e8.members_of(priors.index.cpu().numpy(), model.lattice_index)
+        residual = (y[0] - priors.mean.to(y.dtype) / 2**MEAN_BITS).cpu().numpy().ravel()
+        floors, coset = e8.quantise(residual, members)
+        symbols.put(members, floors)
+        lattice = Lattice(members, coset, tuple(priors.index.shape))
+    return CodedTile(z_symbols, z_indices, symbols, priors, lattice)
 
 
 def pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:
     """A tile's bytes: the checksum of its symbols, then the range coder's stream."""
     coder = SymbolEncoder()
     coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
-    index, hidden = tile.priors.index, tile.priors.hidden
-    if context == "none":
-        coder.encode(tile.y.ravel(), flat(index), model.tables)
+    if tile.lattice is not None:
+        coder.encode_bits(tile.lattice.coset)
+    if context == "none" and tile.lattice is None:
+        coder.encode(tile.y.ravel(), flat(tile.priors.index), model.tables)
     else:
-        network = model.context(context, index.device)
-        network.encode(coder, tile.y, index, hidden, quality_code, model.tables.skip)
+        network = model.context(context, tile.priors.index.device)
+        network.encode(coder, tile.y, given(model, tile, quality_code))
     return struct.pack("<I", _checksum(tile)) + coder.finish()
 
 
@@ -79,15 +98,31 @@ def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device
     z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
     z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
     priors = priors_of(model, z, header.quality_code, size, device)
-    if header.context == "none":
+    found = CodedTile(z, z_index, np.zeros(0, np.int16), priors, _decode_lattice(model, header, coder, priors))
+    if header.context == "none" and found.lattice is None:
         y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
     else:
         network = _context_to_decode(model, header.context, device)
-        y = network.decode(coder, priors.index, priors.hidden, header.quality_code, model.tables.skip)
-    found = CodedTile(z, z_index, y, priors)
+        y = network.decode(coder, given(model, found, header.quality_code))
+    found = replace(found, y=y)
     if struct.unpack_from("<I", data)[0] != _checksum(found):
         raise OSError("damaged LIC file: the decoded symbols fail their checksum")
     return found
+
+
+def _decode_lattice(model: Model, header: Header, coder: SymbolDecoder, priors: Priors) -> Lattice | None:
+    if header.quantizer == "scalar":
+        return None
+    try:
+        members = e8.members_of(priors.index.cpu().numpy(), model.lattice_index)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    return Lattice(members, coder.decode_bits(len(members)), tuple(priors.index.shape))
+
+
+def given(model: Model, tile: CodedTile, quality_code: int) -> Given:
+    """What context models may know of a tile's y."""
+    return Given(tile.priors.index, tile.priors.hidden, quality_code, model.tables.skip, tile.lattice)
 
 
 def _context_to_decode(model: Model, name: str, device: torch.device) -> ExactContext:
@@ -116,4 +151,6 @@ def _checksum(tile: CodedTile) -> int:
     """CRC-32 of all that the latents are made of; the tables' indices need none, as symbols tell."""
     checksum = zlib.crc32(tile.z.astype("<i2").tobytes())
     checksum = zlib.crc32(tile.y.astype("<i2").tobytes(), checksum)
+    if tile.lattice is not None:
+        checksum = zlib.crc32(tile.lattice.coset.tobytes(), checksum)
     return zlib.crc32(flat(tile.priors.mean).astype("<i4").tobytes(), checksum)

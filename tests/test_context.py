@@ -14,7 +14,8 @@ from test_exact import default_dtype, matmul_precision, threads
 
 from pillow_lic import codec, container
 from pillow_lic.container import Header
-from pillow_lic.entropy.context import padded
+from pillow_lic.entropy.context import Given
+from pillow_lic.entropy.units import padded
 from pillow_lic.models.context.network import ContextModel, UnitNetwork
 from pillow_lic.models.context.schedule import CONTEXTS, TAPS, ContextShape, Unit, units_of, view_of
 from pillow_lic.models.hyperprior import HyperpriorModel
@@ -89,9 +90,10 @@ def test_conditions_are_what_is_coded(tiny: str, context: str) -> None:
     index = torch.from_numpy(rng.integers(0, 60, (24, 5, 6)).astype(np.uint8))
     hidden = torch.from_numpy(rng.integers(-900, 900, (16, 5, 6)).astype(np.float64))
     skip = model.tables.skip
-    table, whole, mirrored = network.conditions(symbols, index, hidden, 700, skip)
+    given = Given(index, hidden, 700, skip)
+    table, whole, mirrored = network.conditions(symbols, given)
     relative = np.where(mirrored, whole - symbols, symbols - whole)
-    known = list(network.seen(symbols, index, hidden, 700, skip))
+    known = list(network.seen(symbols, given))
     coded = index.numpy() >= skip
     pairs = sorted(zip(table[coded].tolist(), relative[coded].tolist(), strict=True))
     seen = [(t, v) for values, tables in known for v, t in zip(values.tolist(), tables.tolist(), strict=True)]
@@ -162,7 +164,7 @@ def test_integers_follow_the_float_network(context: str, tiny: str) -> None:
         shift, refined = (x[0].numpy() for x in network(*args, torch.tensor([3.0])))
     tables = np.concatenate([[0], np.cumsum(32 // exact.ladder.grain + 1)])
     with torch.inference_mode():
-        for parts in exact._passes(index, hidden, code, 0):
+        for parts in exact._passes(Given(index, hidden, code, 0)):
             for part in parts:
                 own = slice(part.unit.first, part.unit.last)
                 at = part.at.numpy()

@@ -19,7 +19,7 @@ LIMIT = 2**15 - 1
 """Largest magnitude of a symbol."""
 
 _uniform = constriction.stream.model.Uniform
-_prefixes = _uniform(16)
+_prefixes, _bits = _uniform(16), _uniform(2)
 
 
 class SymbolEncoder:
@@ -50,6 +50,10 @@ class SymbolEncoder:
             beyond = ordered[outside]
             # Sign in the lowest bit, distance past the table's end above it, plus one.
             self._encode_tail((np.abs(beyond) - reach[outside] - 1) * 2 + (beyond < 0) + 1)
+
+    def encode_bits(self, bits: NDArray[np.uint8]) -> None:
+        """Append bits that are 0 or 1 with equal probability."""
+        self._coder.encode(bits.astype(np.int32), _bits)
 
     def _encode_tail(self, values: NDArray[np.int32]) -> None:
         """Exp-Golomb: the number of bits below the leading one, uniform, then those bits."""
@@ -83,6 +87,11 @@ class SymbolDecoder:
             return self._decode(indices, tables)
         except AssertionError:
             raise OSError("damaged LIC file: the coded data fit no symbol") from None
+
+    def decode_bits(self, count: int) -> NDArray[np.uint8]:
+        """``count`` bits as :meth:`SymbolEncoder.encode_bits` wrote them."""
+        found: NDArray[np.uint8] = self._coder.decode(_bits, count).astype(np.uint8)
+        return found
 
     def _decode(self, indices: Indices, tables: Tables) -> Symbols:
         order, groups = _group(indices, tables.skip)

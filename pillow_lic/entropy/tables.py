@@ -36,6 +36,7 @@ class Tables:
         self.skip = skip
         self.frequencies = list(frequencies)
         self.reach = [table.size // 2 - 1 for table in frequencies]
+        self._with_parities: Tables | None = None
         self._models: list[Any] = [None] * len(self.frequencies)
 
     @classmethod
@@ -54,6 +55,17 @@ class Tables:
 
     def __len__(self) -> int:
         return len(self.reach)
+
+    def with_parities(self) -> Tables:
+        """These tables, then each for even values only, then each for odd ones.
+
+        Frequencies of the other parity become 1; the rest is scaled up and rounded down, and the largest
+        takes what is left.
+        """
+        if self._with_parities is None:
+            split = [_of_parity(table, parity) for parity in (0, 1) for table in self.frequencies]
+            self._with_parities = Tables([*self.frequencies, *split])
+        return self._with_parities
 
     def model(self, table: int) -> Any:
         """The range coder's model of a table."""
@@ -90,6 +102,16 @@ def _split(frequencies: NDArray[np.int32], lengths: NDArray[np.int32]) -> list[N
     if not 1 <= lengths.size <= 2**15 or int(lengths.min()) < 2 or int(lengths.sum()) != frequencies.size:
         raise ValueError("the model's probability tables have impossible lengths")
     return np.split(frequencies.astype(np.int64), np.cumsum(lengths)[:-1])
+
+
+def _of_parity(frequencies: NDArray[np.int64], parity: int) -> NDArray[np.int64]:
+    """A table of -reach...reach and the escape whose values of the other parity hardly ever come."""
+    reach = frequencies.size // 2 - 1
+    kept = np.append(np.arange(-reach, reach + 1) % 2 == parity, True)
+    scaled = np.where(kept, frequencies * TOTAL // frequencies[kept].sum(), 0)
+    scaled = np.maximum(scaled, 1)
+    scaled[scaled.argmax()] += TOTAL - scaled.sum()
+    return scaled
 
 
 def _mirror(half: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -31,6 +31,9 @@ SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALES - 1)
 SKIP = 8
 """Latents with a standard deviation below 0.245 are not coded, the best limit by BD-rate (docs/decisions.md)."""
 
+LATTICE = 12
+"""Latents with a standard deviation from 0.365 up may form groups on a lattice (docs/decisions.md)."""
+
 HYPER_SLOPE = 0.125
 """Slope of h_s's leaky ReLU below zero: a shift by three in the integer network."""
 

@@ -55,7 +55,20 @@ class Model:
     tensors: dict[str, Tensor]
     contexts: dict[str, tuple[int, ...]]
     distortion: str = "mse"
+    lattice: int | None = None
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    @property
+    def has_lattice(self) -> bool:
+        """Whether the model can code points of E8."""
+        return self.lattice is not None
+
+    @property
+    def lattice_index(self) -> int:
+        """The first table index whose latents form groups; ``ValueError`` if the model has no lattice."""
+        if self.lattice is None:
+            raise ValueError(f"the model {self.path.stem!r} has no quantizer 'e8'; it has 'scalar'")
+        return self.lattice
 
     def analysis(self, device: torch.device, dtype: torch.dtype) -> Analysis:
         """The analysis transform; its blocks compute in ``dtype``, the rest in float32."""
@@ -78,7 +91,7 @@ class Model:
 
         Raises ``ValueError`` if the model has none of that name or its file was replaced meanwhile.
         """
-        if name not in self.contexts:
+        if name not in self.contexts and not (name == "none" and self.has_lattice):
             known = ", ".join(map(repr, ("none", *self.contexts)))
             raise ValueError(f"the model {self.path.stem!r} has no context {name!r}; it has {known}")
 
@@ -89,7 +102,7 @@ class Model:
             with safe_open(self.path, framework="pt") as file:
                 names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
                 part = {n.removeprefix(prefix): file.get_tensor(n) for n in names}
-            units = units_of(name, self.arch.latents, self.contexts[name])
+            units = units_of(name, self.arch.latents, self.contexts.get(name, ()))
             return ExactContext(units, part, len(self.tables), device)
 
         return self._cached(("context", name, device), make)  # type: ignore[no-any-return]
@@ -233,4 +246,7 @@ def _read(path: Path, identity: bytes) -> Model:
     kept = {k: v for k, v in tensors.items() if not k.startswith(("exact.", "tables."))}
     contexts = {name: tuple(shape["slices"]) for name, shape in about.get("contexts", {}).items()}
     exact = ExactHyperSynthesis(part, len(tables))
-    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"))
+    lattice = about.get("lattice")
+    if lattice is not None and not 0 <= lattice < len(tables):
+        raise ValueError(f"{path} is damaged: impossible lattice")
+    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice)

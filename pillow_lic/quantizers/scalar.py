@@ -22,7 +22,7 @@ def quantise(y: Tensor, mean: Tensor, index: Tensor, skip: int) -> Tensor:
     return symbols.to(torch.int32)
 
 
-def dequantise(symbols: Tensor, mean: Tensor) -> Tensor:
-    """Latents in steps, float32: exact, since symbols and means are small multiples of 1/64."""
-    y: Tensor = symbols.to(torch.float32) + mean.to(torch.float32) / 2**MEAN_BITS
+def dequantise(steps: Tensor, mean: Tensor) -> Tensor:
+    """Latents in steps, float32: exact, since they and the means are small multiples of 1/64."""
+    y: Tensor = steps.to(torch.float32) + mean.to(torch.float32) / 2**MEAN_BITS
     return y

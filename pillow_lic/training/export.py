@@ -14,16 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from pillow_lic.entropy.context import (
-    ACTIVATION_LIMIT,
-    EXACT,
-    FRACTION,
-    RECIPROCAL_BITS,
-    SHIFT_BITS,
-    STEP_BITS,
-    WEIGHT_LIMIT,
-    ExactContext,
-)
+from pillow_lic.entropy.context import STEP_BITS, ExactContext
 from pillow_lic.entropy.exact import (
     ACTIVATION_BITS,
     GAIN_BITS,
@@ -31,10 +22,19 @@ from pillow_lic.entropy.exact import (
     MEAN_BITS,
     ExactHyperSynthesis,
 )
+from pillow_lic.entropy.units import (
+    ACTIVATION_LIMIT,
+    EXACT,
+    FRACTION,
+    RECIPROCAL_BITS,
+    SHIFT_BITS,
+    WEIGHT_LIMIT,
+)
 from pillow_lic.models.context.network import ContextModel, UnitNetwork
-from pillow_lic.models.hyperprior import INDEX_GAIN, SCALES, SKIP, HyperpriorModel, QualityConv
+from pillow_lic.models.context.schedule import units_of
+from pillow_lic.models.hyperprior import INDEX_GAIN, LATTICE, SCALES, SKIP, HyperpriorModel, QualityConv
 from pillow_lic.models.loading import FORMAT
-from pillow_lic.training.probabilities import grains, make_context_tables, sigma_of
+from pillow_lic.training.probabilities import grains, half_steps, make_context_tables, sigma_of
 
 IntegerTables = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -81,14 +81,18 @@ def _fixed(values: Tensor, bits: int) -> Tensor:
     return torch.round(values.detach().double() * 2.0**bits).to(torch.int32)
 
 
-def context_tensors(context: ContextModel) -> dict[str, Tensor]:
-    """A context model in integers, as tensors by name; without its probability tables."""
+def _ladder(grain: NDArray[np.int32]) -> dict[str, Tensor]:
     sigma = torch.tensor([sigma_of(i) for i in range(SCALES)], dtype=torch.float64)
-    tensors = {
+    return {
         "ladder.reciprocal": torch.round(2.0 ** (FRACTION + RECIPROCAL_BITS) / sigma).to(torch.int32),
         "ladder.scale": torch.round(2.0**STEP_BITS * sigma).to(torch.int32),
-        "ladder.grain": torch.from_numpy(grains()),
+        "ladder.grain": torch.from_numpy(grain),
     }
+
+
+def context_tensors(context: ContextModel) -> dict[str, Tensor]:
+    """A context model in integers, as tensors by name; without its probability tables."""
+    tensors = _ladder(grains())
     for number, network in context.networks.items():
         assert isinstance(network, UnitNetwork)
         windows = {n: getattr(network, n).detach().double() * network.mask for n in ("value_window", "size_window")}
@@ -133,10 +137,14 @@ def write_model(
     path: Path,
     tables: IntegerTables,
     context_tables: Mapping[str, IntegerTables] | None = None,
+    lattice_tables: Mapping[str, IntegerTables] | None = None,
     skip: int = SKIP,
     distortion: str = "mse",
 ) -> None:
-    """Write the .safetensors file of a trained model; context models get Gaussian tables if none are given."""
+    """Write the .safetensors file of a trained model; contexts and lattices get Gaussian tables if none are given.
+
+    ``context_tables`` are by context; so are ``lattice_tables``, which have those of "none" too.
+    """
     float_parts = ("analysis.", "synthesis.", "hyper_analysis.")
     tensors = {k: v.detach().half() for k, v in model.state_dict().items() if k.startswith(float_parts)}
     tensors |= {k: getattr(model, k).detach().float() for k in ("log_gain", "log_inverse_gain")}
@@ -146,14 +154,26 @@ def write_model(
     for name, context in model.contexts.items():
         assert isinstance(context, ContextModel)
         parts = context_tensors(context)
-        made = (context_tables or {}).get(name) or make_context_tables()
-        parts["tables.frequencies"], parts["tables.lengths"] = map(torch.from_numpy, made)
+        for kind, given in (("tables", context_tables), ("lattice", lattice_tables)):
+            made = (given or {}).get(name) or make_context_tables()
+            parts[f"{kind}.frequencies"], parts[f"{kind}.lengths"] = map(torch.from_numpy, made)
         ExactContext(context.units, parts, SCALES, torch.device("cpu"))
         tensors |= {f"context.{name}.{k}": v for k, v in parts.items()}
         shapes[name] = {"slices": list(context.shape.slices)}
+    parts = _ladder(half_steps())
+    made = (lattice_tables or {}).get("none") or make_context_tables(grain=half_steps())
+    parts["lattice.frequencies"], parts["lattice.lengths"] = map(torch.from_numpy, made)
+    ExactContext(units_of("none", model.arch.latents), parts, SCALES, torch.device("cpu"))
+    tensors |= {f"context.none.{k}": v for k, v in parts.items()}
     tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
     ExactHyperSynthesis({k.removeprefix("exact."): v for k, v in tensors.items()}, SCALES)
-    about = {"format": FORMAT, "architecture": model.arch.as_dict(), "skip": skip, "contexts": shapes}
+    about = {
+        "format": FORMAT,
+        "architecture": model.arch.as_dict(),
+        "skip": skip,
+        "contexts": shapes,
+        "lattice": LATTICE,
+    }
     about["distortion"] = distortion  # what encoders search by
     data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
     path.write_bytes(data)  # not save_file, which makes files that only their owner can read

@@ -101,7 +101,12 @@ def grains() -> NDArray[np.int32]:
     0.05 % with more than twice the tables.
     """
     sigma = np.array([sigma_of(i) for i in range(SCALES)])
-    return np.select([sigma < 1, sigma < 2, sigma < 4], [8, 16, 32], 64).astype(np.int32)
+    return np.select([sigma < 1, sigma < 2], [8, 16], 32).astype(np.int32)
+
+
+def half_steps() -> NDArray[np.int32]:
+    """Grains of a model without contexts: on a lattice its means shift by half a step or not at all."""
+    return np.full(SCALES, 32, np.int32)
 
 
 def shifted_masses(sigma: float, reach: int, shift: float) -> NDArray[np.float64]:
@@ -112,15 +117,17 @@ def shifted_masses(sigma: float, reach: int, shift: float) -> NDArray[np.float64
     return np.append(masses, max(0.0, 1 - masses.sum()))
 
 
-def make_context_tables(counts: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def make_context_tables(
+    counts: NDArray[np.int64] | None = None, grain: NDArray[np.int32] | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Frequencies and lengths of a context model's tables, as :meth:`Tables.whole` takes them.
 
     ``counts`` (tables, ``COLUMNS``): how often each value was seen with each table.  All tables of a
     scale index share one mixture of Gaussians, shifted by their fractions.
     """
     tables: list[NDArray[np.int32]] = []
-    for index, grain in enumerate(grains().tolist()):
-        fractions = range(0, 33, grain)
+    for index, step in enumerate((grains() if grain is None else grain).tolist()):
+        fractions = range(0, 33, step)
         reach = math.ceil(6 * sigma_of(index)) + 3
         own = _stack([sigma_of(index)], reach, fractions)
         seen = None if counts is None else counts[len(tables) : len(tables) + len(fractions)]
@@ -135,9 +142,11 @@ def make_context_tables(counts: NDArray[np.int64] | None = None) -> tuple[NDArra
     return np.concatenate(tables), np.array([t.size for t in tables], np.int32)
 
 
-def count_values(passes: Iterable[tuple[NDArray[np.int32], NDArray[np.uint16]]]) -> NDArray[np.int64]:
+def count_values(
+    passes: Iterable[tuple[NDArray[np.int32], NDArray[np.uint16]]], grain: NDArray[np.int32] | None = None
+) -> NDArray[np.int64]:
     """How often each value was seen with each of a context model's tables, (tables, ``COLUMNS``)."""
-    count = int((32 // grains() + 1).sum())
+    count = int((32 // (grains() if grain is None else grain) + 1).sum())
     counts = np.zeros(count * COLUMNS, np.int64)
     for values, tables in passes:
         column = np.clip(values + COLUMNS // 2, 0, COLUMNS - 1)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,17 @@ from pillow_lic.container import Header
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import EncoderOptions
-from pillow_lic.symbols import CodedTile, flat
+from pillow_lic.symbols import CodedTile, flat, given
 from pillow_lic.training import distributed, export, validate
 from pillow_lic.training.data import image_files
 from pillow_lic.training.loop import Trainer, progress
-from pillow_lic.training.probabilities import count_magnitudes, count_values, make_context_tables, make_tables
+from pillow_lic.training.probabilities import (
+    count_magnitudes,
+    count_values,
+    half_steps,
+    make_context_tables,
+    make_tables,
+)
 from pillow_lic.training.recipe import Recipe
 
 TABLE_IMAGES = 400
@@ -109,10 +116,17 @@ def finish(
         export.write_model(model, plain, make_tables(), skip=0)
         counts = count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))
         context_tables = {
-            name: make_context_tables(count_values(seen_passes(plain, name, data, CONTEXT_IMAGES)))
+            name: make_context_tables(count_values(seen_passes(plain, name, "scalar", data, CONTEXT_IMAGES)))
             for name in model.contexts
         }
-    export.write_model(model, output, make_tables(counts), context_tables, distortion=recipe.distortion)
+        lattice_tables = {
+            name: make_context_tables(count_values(seen_passes(plain, name, "e8", data, CONTEXT_IMAGES)))
+            for name in model.contexts
+        }
+        seen = seen_passes(plain, "none", "e8", data, CONTEXT_IMAGES)
+        lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())
+    tables = make_tables(counts)
+    export.write_model(model, output, tables, context_tables, lattice_tables, distortion=recipe.distortion)
     if validation is None:
         return {}
     _say("measuring the model on the validation images")
@@ -125,11 +139,13 @@ def finish(
     return {k: round(v, 4) for k, v in results.items()}
 
 
-def _seen_tiles(model: Model, data: str | Path, count: int) -> Iterator[tuple[CodedTile, int]]:
+def _seen_tiles(
+    model: Model, data: str | Path, count: int, quantizer: str = "scalar"
+) -> Iterator[tuple[CodedTile, int]]:
     """Coded training images, each at a random quality, with their quality codes."""
     for pixels, quality in tqdm(validate.crops_for_tables(data, count), total=count, delay=2, desc="tables"):
         code = EncoderOptions(quality=quality).quality_code
-        header = Header(pixels.shape[1], pixels.shape[0], "RGB", model.identity, code)
+        header = Header(pixels.shape[1], pixels.shape[0], "RGB", model.identity, code, quantizer=quantizer)
         with torch.inference_mode():
             for tile in codec.analyse(model, pixels, header, torch.device("cpu")):
                 yield tile, code
@@ -142,14 +158,14 @@ def seen_symbols(path: Path, data: str | Path, count: int) -> Iterator[tuple[Any
         yield tile.z.ravel(), tile.z_index.ravel()
 
 
-def seen_passes(path: Path, context: str, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
+def seen_passes(path: Path, context: str, quantizer: str, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
     """(values, tables) that a context model codes of training images, skipping what files will skip."""
     model = load_model(str(path))
     network = model.context(context, torch.device("cpu"))
-    for tile, code in _seen_tiles(model, data, count):
+    for tile, code in _seen_tiles(model, data, count, quantizer):
         symbols = np.where(tile.priors.index.numpy() < SKIP, 0, tile.y)
         with torch.inference_mode():
-            yield from network.seen(symbols, tile.priors.index, tile.priors.hidden, code, SKIP)
+            yield from network.seen(symbols, replace(given(model, tile, code), skip=SKIP))
 
 
 def manifest(

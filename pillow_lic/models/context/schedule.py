@@ -59,6 +59,8 @@ def units_of(context: str, latents: int, slices: tuple[int, ...] = ()) -> tuple[
     if any(a >= b for a, b in pairwise(edges)):
         raise ValueError(f"the slices {list(slices)} do not divide {latents} channels")
     parts = list(enumerate(pairwise(edges)))
+    if context == "none":
+        return (Unit(0, 0, latents),)
     if context == "checkerboard":
         return tuple(Unit(parity, 0, latents, parity) for parity in (0, 1))
     if context == "channel":

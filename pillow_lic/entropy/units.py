@@ -1,0 +1,199 @@
+"""The networks of context models in integers.
+
+All that enters a product is an integer of at most eight bits, and every sum stays below 2**24.
+Float32 arithmetic is then exact in any order, and stays exact where a library rounds the factors of
+float32 products to bfloat16 or TF32: eight bits fit both, and sums are kept in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pillow_lic.entropy.exact import interpolate
+from pillow_lic.models.context.schedule import TAPS, Unit, View
+
+FRACTION = 5
+"""Fraction bits of everything that enters a product."""
+
+ACTIVATION_LIMIT = 255.0
+WEIGHT_LIMIT = 127
+EXACT = 2.0**24
+RATIO_LIMIT = 4 << FRACTION
+RECIPROCAL_BITS = 8
+"""Fraction bits of 1/scale beyond those of the ratio."""
+
+SHIFT_BITS = 8
+"""Fraction bits of what a network answers: shifts in scales and in scale indices."""
+
+SHIFT_LIMIT = 8.0 * 2**SHIFT_BITS
+CHANGE_LIMIT = 32.0 * 2**SHIFT_BITS
+INDEX_GAIN = 8
+"""Scale index steps for each unit of what the networks and windows say of magnitudes."""
+
+LAYERS = ("enter", "reduce", "expand", "leave")
+GRAINS = {1, 2, 4, 8, 16, 32, 64}
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What context models need to know of each scale index, all integers.
+
+    ``reciprocal``: ratio units (1/32) times 2**8 for each step, ``scale``: 64ths of a step,
+    ``grain``: to how many 64ths of a step a shift is rounded (1, 2, 4 ... 64), (scales,) each.
+    """
+
+    reciprocal: Tensor
+    scale: Tensor
+    grain: NDArray[np.int32]
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor], scales: int, device: torch.device) -> Ladder:
+        """Take the ladder from a model's tensors; ``ValueError`` if it is impossible."""
+        reciprocal, scale, grain = (tensors[f"ladder.{n}"] for n in ("reciprocal", "scale", "grain"))
+        if any(t.shape != (scales,) or t.is_floating_point() for t in (reciprocal, scale, grain)):
+            raise ValueError("the model's ladder of scales has the wrong shape")
+        extremes = [int(x) for t in (reciprocal, scale) for x in (t.min(), t.max())]
+        if min(extremes) < 1 or extremes[1] >= 2**17 or extremes[3] > 2**13 or not set(grain.tolist()) <= GRAINS:
+            raise ValueError("the model's ladder of scales is out of range")
+        return cls(reciprocal.to(device, torch.int32), scale.to(device, torch.float32), grain.numpy().astype(np.int32))
+
+    @property
+    def first_table(self) -> NDArray[np.int32]:
+        """Where the tables of each scale index begin, and at the end how many there are."""
+        return np.concatenate([[0], np.cumsum(phases(self.grain))]).astype(np.int32)
+
+
+def phases(grain: NDArray[np.int32]) -> NDArray[np.int32]:
+    """How many fractions of a step, from 0 to 1/2, a grain leaves."""
+    return (32 // grain + 1).astype(np.int32)
+
+
+class Linear:
+    """floor((weight x + bias + half) / 2**shift) on (in, P) float32 integers, by output channel."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> None:
+        weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
+        if weight.is_floating_point() or bias.is_floating_point() or shift.is_floating_point():
+            raise ValueError(f"the model's layer {name} does not consist of integers")
+        self.weight = weight.to(device, torch.float32)
+        self.shift = shift.to(torch.int64).numpy()
+        if self.shift.min() < 0 or self.shift.max() > 23 or int(weight.to(torch.int32).abs().max()) > WEIGHT_LIMIT:
+            raise ValueError(f"the model's layer {name} is out of range")
+        self.bias = bias.to(torch.int64).numpy() + ((1 << self.shift) >> 1)
+        sums = self.weight.abs().sum(dim=1).double().cpu().numpy() * ACTIVATION_LIMIT
+        if float((sums + np.abs(self.bias).max(axis=0)).max()) >= EXACT:
+            raise ValueError(f"the model's layer {name} is not exact in float32")
+        self._scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(self.weight)[:, None]
+        self._start = (-1, self._scale)
+
+    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
+        """(in, P) -> (out, P)."""
+        code, start = self._start
+        if code != quality_code:  # one assignment, so that threads see either pair
+            start = torch.from_numpy(interpolate(self.bias, quality_code)).to(self.weight)[:, None]
+            self._start = (quality_code, start)
+        # Scaling by a power of two is exact and floor is too: an arithmetic shift.
+        return torch.addmm(start, self.weight, x).mul_(self._scale).floor_()
+
+
+class ExactUnit:
+    """One unit's network: shifts of means (in scales) and of scale indices, 8 fraction bits each."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], name: str, unit: Unit, view: View, device: torch.device) -> None:
+        self.unit, self.view = unit, view
+        self.layers = {n: Linear(tensors, f"{name}.{n}", device) for n in LAYERS}
+        self.windows = {n: self._window(tensors, f"{name}.{n}").to(device) for n in ("value_window", "size_window")}
+        bits = int(tensors[f"{name}.window_bits"])
+        if not SHIFT_BITS <= bits + FRACTION <= 23:
+            raise ValueError(f"the model's windows {name} are out of range")
+        self.window_bits = bits
+        self.taps = torch.tensor(sorted({t for taps in view.taps for t in taps}), device=device)
+
+    def _window(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """(spatial, 25) integers, zero where the window shows nothing yet."""
+        weight = tensors[name]
+        if weight.shape != (self.view.spatial, TAPS * TAPS) or weight.dtype != torch.int8:
+            raise ValueError(f"the model's window {name} has the wrong shape")
+        mask = torch.zeros(weight.shape, dtype=torch.float32, device="cpu")
+        for channel, taps in enumerate(self.view.taps):
+            mask[channel, list(taps)] = 1
+        return weight.to(torch.float32) * mask
+
+    def __call__(
+        self, ratio: Tensor, hidden: Tensor, at: Tensor, width: int, quality_code: int
+    ) -> tuple[Tensor, Tensor]:
+        """Shifts for (channels, P) latents at flat positions ``at`` of a grid ``width`` wide.
+
+        ``ratio`` (M, h + 4, w + 4) holds what is decoded with two zeros around, ``hidden`` (H, h w).
+        """
+        seen = ratio[: self.view.spatial]
+        place = padded(at, width)
+        few = self.unit.causal or seen.device.type != "cpu"
+        value, size = self._gathered(seen, place) if few else self._convolved(seen, at)
+        drop = 2.0**-self.window_bits
+        centre = seen[: self.view.centre].flatten(1).index_select(1, place)
+        x = torch.cat([hidden.index_select(1, at), rounded(value, drop), rounded(size, drop), centre, centre.abs()])
+        x = self._network(x, quality_code)
+        shift, change = x.chunk(2)
+        own = slice(self.unit.first, min(self.unit.last, self.view.spatial))
+        if own.stop > own.start:
+            count, drop = own.stop - own.start, 2.0 ** (SHIFT_BITS - FRACTION - self.window_bits)
+            shift[:count] += torch.floor(value[own] * drop + 0.5)
+            change[:count] += torch.floor(size[own] * (drop * INDEX_GAIN) + 0.5)
+        return shift.clamp_(-SHIFT_LIMIT, SHIFT_LIMIT), change.clamp_(-CHANGE_LIMIT, CHANGE_LIMIT)
+
+    def _network(self, x: Tensor, quality_code: int) -> Tensor:
+        x = _activate(self.layers["enter"](x, quality_code))
+        h = _activate(self.layers["reduce"](x, quality_code))
+        x = _limit(x + self.layers["expand"](h, quality_code))
+        # A limited activation stays limited, and its leaky ReLU is exact.
+        return self.layers["leave"](_activate(x), quality_code)
+
+    def _convolved(self, seen: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over each channel's windows of values and of magnitudes, (spatial, P) each.
+
+        By the library's convolution, which is exact as long as it only multiplies and adds: windows
+        of one channel and 5x5 have neither Winograd nor FFT variants on CPUs.
+        """
+        sums = []
+        for name, values in (("value_window", seen), ("size_window", seen.abs())):
+            kernel = self.windows[name].reshape(-1, 1, TAPS, TAPS)
+            out = torch.nn.functional.conv2d(values[None], kernel, groups=self.view.spatial)
+            sums.append(out[0].flatten(1).index_select(1, at))
+        return sums[0], sums[1]
+
+    def _gathered(self, seen: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a few positions, or where a convolution may not be exact."""
+        row = seen.shape[2]
+        offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - 2) * row + self.taps % TAPS - 2
+        patches = seen.flatten(1)[:, place[:, None] + offsets]
+        value, size = (self.windows[n][:, None, self.taps] for n in ("value_window", "size_window"))
+        return (patches * value).sum(dim=2), (patches.abs() * size).sum(dim=2)
+
+
+def padded(at: Tensor, width: int) -> Tensor:
+    """Flat positions in a grid with a margin of two from those in the grid itself."""
+    margin = TAPS // 2
+    row = torch.div(at, width, rounding_mode="floor")
+    return at + 2 * margin * row + margin * (width + 2 * margin) + margin
+
+
+def _limit(x: Tensor) -> Tensor:
+    return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+
+
+def _activate(x: Tensor) -> Tensor:
+    """Leaky ReLU with slope 1/8, floored, on limited activations."""
+    x = _limit(x)
+    return torch.maximum(x, (x * 0.125).floor_(), out=x)
+
+
+def rounded(x: Tensor, factor: float) -> Tensor:
+    """x times a power of two, rounded and limited to an activation."""
+    return (x * factor).add_(0.5).floor_().clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)

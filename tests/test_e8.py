@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import coded, pixels_of, psnr
+from PIL import Image
+from test_context import tiny_model
+from test_exact import threads
+
+import pillow_lic
+from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
+from pillow_lic.entropy.tables import PRECISION, TOTAL, Tables
+from pillow_lic.models.context.schedule import CONTEXTS, units_of
+from pillow_lic.models.loading import load_model
+from pillow_lic.quantizers import e8
+from pillow_lic.training.export import write_model
+from pillow_lic.training.probabilities import make_tables
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model with every context and the lattice."""
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    write_model(tiny_model(), path, make_tables())
+    return str(path)
+
+
+@pytest.fixture
+def part(photo: Image.Image) -> Image.Image:
+    return photo.crop((40, 20, 137, 132))
+
+
+# -- the lattice ---------------------------------------------------------------------------
+
+
+def all_near() -> np.ndarray:
+    """Zero and its 240 neighbours in E8: 112 of whole and 128 of half steps."""
+    whole = np.stack(np.meshgrid(*[[-1, 0, 1]] * 8, indexing="ij"), axis=-1).reshape(-1, 8)
+    whole = whole[(np.square(whole).sum(axis=1) == 2)]
+    half = np.stack(np.meshgrid(*[[-0.5, 0.5]] * 8, indexing="ij"), axis=-1).reshape(-1, 8)
+    half = half[half.sum(axis=1) % 2 == 0]
+    return np.concatenate([np.zeros((1, 8)), whole, half])
+
+
+def test_nearest_point_by_exhaustion() -> None:
+    near = all_near()
+    assert len(near) == 241
+    rng = np.random.default_rng(1)
+    # Within the packing's covering radius of zero no other point can be nearest.
+    x = rng.normal(size=(4000, 8))
+    x *= (rng.uniform(0, 0.99, (4000, 1))) / np.linalg.norm(x, axis=1, keepdims=True)
+    x = x.astype(np.float32)
+    floors, coset = e8.quantise(x.ravel(), np.arange(x.size).reshape(-1, 8))
+    points = floors + coset[:, None] / 2
+    best = np.square(x[:, None] - near).sum(axis=2).min(axis=1)
+    assert np.allclose(np.square(x - points).sum(axis=1), best, atol=1e-5)
+
+
+def test_points_belong_to_the_lattice_and_are_closer_than_whole_numbers() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(scale=5, size=(20000, 8)).astype(np.float32)
+    floors, coset = e8.quantise(x.ravel(), np.arange(x.size).reshape(-1, 8))
+    assert (floors.sum(axis=1) % 2 == 0).all()
+    error = np.square(x - floors - coset[:, None] / 2).mean()
+    # Conway and Sloane 1982: a normalised second moment of 0.071682, against 1/12.
+    assert error == pytest.approx(0.071682, rel=0.01)
+    assert coset.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_groups_are_eight_channels_of_one_position() -> None:
+    rng = np.random.default_rng(3)
+    index = rng.integers(0, 30, (50, 3, 4)).astype(np.uint8)
+    members = e8.members_of(index, 12)
+    channel, place = np.divmod(members, 12)
+    assert (place == place[:, :1]).all()
+    assert (np.diff(channel, axis=1) > 0).all()
+    assert (index.ravel()[members] >= 12).all()
+    assert np.unique(members).size == members.size
+    wide = (index >= 12).reshape(50, 12).sum(axis=0)
+    assert np.array_equal(np.bincount(place[:, 0], minlength=12), wide // 8)
+    assert e8.members_of(np.zeros((50, 3, 4), np.uint8), 12).shape == (0, 8)
+
+
+@pytest.mark.parametrize("context", ["none", *CONTEXTS])
+def test_later_channels_never_come_earlier(context: str) -> None:
+    """What lets the last member of a group know the other seven."""
+    steps: dict[tuple[int, int], int] = {}
+    for unit in units_of(context, 24, (3, 9, 14) if context in ("channel", "staircase") else ()):
+        for channel in range(unit.first, unit.last):
+            for parity in (0, 1) if unit.parity is None else (unit.parity,):
+                steps[parity, channel] = unit.step
+    for parity in (0, 1):
+        order = [steps[parity, channel] for channel in range(24)]
+        assert order == sorted(order)
+
+
+# -- tables --------------------------------------------------------------------------------
+
+
+def test_tables_of_one_parity_are_exact_and_cost_a_bit_less() -> None:
+    tables = Tables.mirrored(*make_tables(), skip=0)
+    both = tables.with_parities()
+    count = len(tables)
+    assert len(both) == 3 * count
+    for table in (5, 30, 63):
+        values = np.arange(-9, 10)
+        known = np.where(values % 2 == 1, 2 * count, count) + table
+        saved = tables.bits_of(values, table) - [
+            both.bits_of(v[None], t)[0] for v, t in zip(values, known, strict=True)
+        ]
+        total = sum(2.0 ** -tables.bits_of(values[values % 2 == 0], table))
+        assert np.allclose(saved[values % 2 == 0], -np.log2(total), atol=0.01) or table == 63
+        for parity in (1, 2):
+            frequencies = both.frequencies[parity * count + table]
+            assert int(frequencies.sum()) == TOTAL
+            wrong = np.arange(-tables.reach[table], tables.reach[table] + 1) % 2 == 2 - parity
+            assert (frequencies[:-1][wrong] == 1).all()
+    assert PRECISION == 24
+
+
+def test_bits_come_back() -> None:
+    bits = np.random.default_rng(4).integers(0, 2, 1001).astype(np.uint8)
+    encoder = SymbolEncoder()
+    encoder.encode_bits(bits)
+    data = encoder.finish()
+    assert len(data) <= 1001 / 8 + 4
+    assert np.array_equal(SymbolDecoder(data).decode_bits(1001), bits)
+
+
+# -- files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quality", [1, 3.3, 8])
+def test_every_context_decodes_to_the_same_pixels(tiny: str, part: Image.Image, quality: float) -> None:
+    files = {
+        name: coded(part, model=tiny, quantizer="e8", context=name, quality=quality) for name in ("none", *CONTEXTS)
+    }
+    expected = pixels_of(files["none"])
+    for name, data in files.items():
+        assert np.array_equal(pixels_of(data), expected), name
+        assert pillow_lic.transcode(data, "none") == files["none"]
+        assert pillow_lic.transcode(files["none"], name) == data
+        assert Image.open(BytesIO(data)).info["quantizer"] == "e8"
+
+
+def test_tiles_and_threads(tiny: str, part: Image.Image) -> None:
+    data = coded(part, model=tiny, quantizer="e8", context="staircase", tile=64)
+    expected = pixels_of(data)
+    with threads(1):
+        assert np.array_equal(pixels_of(data), expected)
+        assert coded(part, model=tiny, quantizer="e8", context="staircase", tile=64) == data
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 33), (70, 16)])
+def test_any_size(tiny: str, part: Image.Image, size: tuple[int, int]) -> None:
+    small = part.resize(size)
+    assert Image.open(BytesIO(coded(small, model=tiny, quantizer="e8", quality=8))).convert("RGB").size == size
+
+
+def test_e8_is_closer_to_the_picture(tiny: str, part: Image.Image) -> None:
+    scalar, lattice = (coded(part, model=tiny, quantizer=name, quality=8) for name in ("scalar", "e8"))
+    assert psnr(part, pixels_of(lattice)) > psnr(part, pixels_of(scalar)) + 0.2
+
+
+def test_damaged_cosets_are_found(tiny: str, part: Image.Image) -> None:
+    data = bytearray(coded(part, model=tiny, quantizer="e8", quality=6))
+    body = data.rindex(b"FRAM")
+    for at in range(body + 12, len(data) - 4, 97):
+        broken = bytes(data[:at]) + bytes([data[at] ^ 16]) + bytes(data[at + 1 :])
+        with pytest.raises(OSError, match="damaged"):
+            pixels_of(broken)
+
+
+def test_a_model_without_a_lattice_says_so(part: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "plain.safetensors"
+    write_model(tiny_model(), path, make_tables())
+    model = load_model(str(path))
+    data = coded(part, model=str(path), quantizer="e8")
+    monkeypatch.setattr(model, "lattice", None)
+    assert Image.open(BytesIO(coded(part, model=str(path)))).info["quantizer"] == "scalar"
+    with pytest.raises(ValueError, match="has no quantizer 'e8'"):
+        coded(part, model=str(path), quantizer="e8")
+    with pytest.raises(OSError, match="has no quantizer 'e8'"):
+        pixels_of(data)
+    assert torch.is_grad_enabled()

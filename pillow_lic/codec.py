@@ -22,7 +22,6 @@ from torch import Tensor
 from pillow_lic import container, options
 from pillow_lic.container import MAX_QUALITY_CODE, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
-from pillow_lic.entropy.coder import Symbols
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.loading import Model, load_model, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
@@ -39,11 +38,11 @@ from pillow_lic.pixels import (
     tiles_of,
 )
 from pillow_lic.quantizers import scalar
-from pillow_lic.search.costs import Costs, cost_table
-from pillow_lic.search.refine import STEPS, refine
+from pillow_lic.search.refine import STEPS
 from pillow_lic.search.target import largest
+from pillow_lic.search.tile import improve
 from pillow_lic.search.view import TileView
-from pillow_lic.symbols import CodedTile, decode_symbols, given, pack, quantise
+from pillow_lic.symbols import CodedTile, decode_symbols, pack, quantise
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
 """Called with the work done and all there is: tiles, and steps of the encoder's search."""
@@ -221,7 +220,7 @@ def _search(
     """The tile with better symbols of y, or as it is if none are found."""
     device, steps = part.y.device, STEPS[effort]
     h, w = latent_size(header.height), latent_size(header.width)
-    priors, context = part.coded.priors, contexts[-1]
+    priors = part.coded.priors
     # Tensors made in inference mode have no gradients, copies of them do.
     with torch.inference_mode(False), torch.enable_grad():
         near = part.place.grown(model.arch.synthesis_margin, h, w)
@@ -242,48 +241,23 @@ def _search(
         )
         if not view.measurable or not bool(view.coded.any()):
             return part.coded
-        own = _crop(y, part.place, near)[0] - view.mean
         done = count(units_done + 1)
-        values = refine(
-            own[view.coded],
-            view.distortion,
-            lambda values: _costs(model, part.coded, context, header.quality_code, view.coded, values),
+        return improve(
+            model,
+            part.coded,
+            _crop(y, part.place, near)[0] - view.mean,
+            view,
+            contexts,
+            header.quality_code,
             steps,
             lambda: _report(next(done), header.tiles * (steps + 1)),
         )
-    found = replace(part.coded, y=_symbols_of(values, view.coded))
-
-    def cost(tile: CodedTile) -> float:
-        shown = view.distortion(torch.from_numpy(tile.y).to(device, torch.float32)[view.coded])
-        return float(shown) + 8 * min(len(pack(model, tile, name, header.quality_code)) for name in contexts)
-
-    return min((found, part.coded), key=cost)
-
-
-def _costs(model: Model, tile: CodedTile, context: str, quality_code: int, coded: Tensor, values: Tensor) -> Costs:
-    """What coding costs around the given values (n,) of the latents that are coded."""
-    priors, device = tile.priors, coded.device
-    if context == "none":
-        row = priors.index[coded].long()
-        zero = torch.zeros(row.shape, device=device)
-        return Costs(cost_table(model.tables, device), row, zero, zero + 1)
-    network = model.context(context, device)
-    with quiet(device):
-        found = network.conditions(_symbols_of(values, coded), given(model, tile, quality_code))
-    row, whole, mirrored = (torch.from_numpy(x.astype(np.int32)).to(device)[coded] for x in found)
-    return Costs(cost_table(network.tables, device), row.long(), whole.float(), 1.0 - 2.0 * mirrored)
-
-
-def _symbols_of(values: Tensor, coded: Tensor) -> Symbols:
-    """Symbols (M, h, w) from whole values (n,) of those that are coded."""
-    symbols = torch.zeros(coded.shape, device=values.device).masked_scatter(coded, values)
-    return symbols.cpu().numpy().astype(np.int16)
 
 
 def _quantizer(model: Model, opts: EncoderOptions) -> str:
     """The quantiser asked for, or the best that the model has."""
     if opts.quantizer is None:
-        return "e8" if model.has_lattice and not opts.effort else "scalar"
+        return "e8" if model.has_lattice else "scalar"
     if opts.quantizer == "e8":
         model.lattice_index  # noqa: B018  (a clear error before any work)
     return opts.quantizer

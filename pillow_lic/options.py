@@ -44,7 +44,7 @@ class EncoderOptions:
                "auto" to try all but the slow one and keep the smallest file; None for "staircase"
                where the model has it, else "none"; all decode to the same pixels
     quantizer  "scalar", or "e8": groups of eight latents on the lattice E8, smaller files at some
-               milliseconds; None for "e8" where the model has it and effort is 0, else "scalar"
+               milliseconds; None for "e8" where the model has it, else "scalar"
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse"

@@ -63,15 +63,23 @@ def quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor, quanti
     z_indices = _spread(z_index, z.shape)
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
     priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device)
-    symbols = scalar.quantise(y[0], priors.mean, priors.index, model.tables.skip).cpu().numpy().astype(np.int16)
-    lattice = None
+    tile = CodedTile(z_symbols, z_indices, np.zeros(0, np.int16), priors)
     if quantizer == "e8":
         members = e8.members_of(priors.index.cpu().numpy(), model.lattice_index)
-        residual = (y[0] - priors.mean.to(y.dtype) / 2**MEAN_BITS).cpu().numpy().ravel()
-        floors, coset = e8.quantise(residual, members)
-        symbols.put(members, floors)
-        lattice = Lattice(members, coset, tuple(priors.index.shape))
-    return CodedTile(z_symbols, z_indices, symbols, priors, lattice)
+        lattice = Lattice(members, np.zeros(len(members), np.uint8), tuple(priors.index.shape))
+        tile = replace(tile, lattice=lattice)
+    return with_residual(model, tile, y[0] - priors.mean.to(y.dtype) / 2**MEAN_BITS)
+
+
+def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
+    """The tile with the symbols of y, by its quantiser, for latents so many steps (M, h, w) from their means."""
+    symbols = scalar.quantise(residual, tile.priors.index, model.tables.skip).cpu().numpy().astype(np.int16)
+    lattice = tile.lattice
+    if lattice is not None:
+        floors, coset = e8.quantise(residual.cpu().numpy().ravel(), lattice.members)
+        symbols.put(lattice.members, floors)
+        lattice = Lattice(lattice.members, coset, lattice.shape)
+    return replace(tile, y=symbols, lattice=lattice)
 
 
 def pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:

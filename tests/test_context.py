@@ -91,11 +91,13 @@ def test_conditions_are_what_is_coded(tiny: str, context: str) -> None:
     hidden = torch.from_numpy(rng.integers(-900, 900, (16, 5, 6)).astype(np.float64))
     skip = model.tables.skip
     given = Given(index, hidden, 700, skip)
-    table, whole, mirrored = network.conditions(symbols, given)
-    relative = np.where(mirrored, whole - symbols, symbols - whole)
-    known = list(network.seen(symbols, given))
+    scale, offset = network.conditions(symbols, given)
     coded = index.numpy() >= skip
-    pairs = sorted(zip(table[coded].tolist(), relative[coded].tolist(), strict=True))
+    places = (torch.from_numpy(scale[coded]).int(), torch.from_numpy(offset[coded]))
+    table, whole, fraction = (x.numpy() for x in network.rows(*places))
+    relative = np.where(fraction < 0, whole - symbols[coded], symbols[coded] - whole)
+    pairs = sorted(zip(table.tolist(), relative.tolist(), strict=True))
+    known = list(network.seen(symbols, given))
     seen = [(t, v) for values, tables in known for v, t in zip(values.tolist(), tables.tolist(), strict=True)]
     assert pairs == sorted(seen)
 

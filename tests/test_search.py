@@ -13,9 +13,13 @@ from pillow_lic import codec
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
+from pillow_lic.quantizers import e8
+from pillow_lic.search import tile
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.refine import STEPS, refine
+from pillow_lic.search.relax import LatticeChoice, Rounding, nearest_two
 from pillow_lic.search.target import largest
+from pillow_lic.training import probabilities
 
 CPU = torch.device("cpu")
 
@@ -71,7 +75,7 @@ def test_search_is_deterministic_and_leaves_torch_alone(part: Image.Image) -> No
 
 
 def test_a_search_that_finds_nothing_better_changes_nothing(part: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "refine", lambda start, *_: start.round() + 1)
+    monkeypatch.setattr(tile, "refine", lambda start, *_: start.round() + 1)
     assert coded(part, effort=1) == coded(part)
 
 
@@ -107,16 +111,20 @@ def test_costs_are_code_lengths() -> None:
     assert np.allclose(costs.of(torch.from_numpy(symbols).float()).numpy(), ideal, atol=1e-4)
 
 
+def costs_of(tables: Tables, count: int) -> Costs:
+    zero = torch.zeros(count)
+    return Costs(cost_table(tables, CPU), zero.long(), zero, zero + 1)
+
+
 def test_expected_cost_has_its_gradient() -> None:
-    tables = Tables([np.array([2**22, 2**23, 2**21, 2**21])])
-    zero = torch.zeros(1)
-    costs = Costs(cost_table(tables, CPU), zero.long(), zero, zero + 1)
-    share = torch.tensor([0.25], requires_grad=True)
-    costs.between(zero, share).sum().backward()
+    rounding = Rounding(costs_of(Tables([np.array([2**22, 2**23, 2**21, 2**21])]), 1))
+    values = torch.tensor([0.3], requires_grad=True)
+    point, bits = rounding(values, 1.0, 0.0, torch.Generator())
     # One bit for 0, three for 1.
-    assert costs.between(zero, share).item() == pytest.approx(1.5)
-    assert share.grad is not None
-    assert share.grad.item() == pytest.approx(2)
+    assert bits.item() == pytest.approx(1 + 2 * point.item())
+    bits.backward()
+    assert values.grad is not None
+    assert values.grad.item() > 0
 
 
 def quadratic(target: torch.Tensor, weight: float) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -125,12 +133,10 @@ def quadratic(target: torch.Tensor, weight: float) -> Callable[[torch.Tensor], t
 
 @pytest.mark.parametrize("steps", STEPS[2:6])
 def test_refinement_trades_distortion_for_bits(steps: int) -> None:
-    tables = Tables([np.array([2**20, 15 * 2**20 - 2**21, 2**20, 2**20])])
     target = torch.linspace(-0.9, 0.9, 181)
-    row = torch.zeros(181)
-    costs = Costs(cost_table(tables, CPU), row.long(), row, row + 1)
+    costs = costs_of(Tables([np.array([2**20, 15 * 2**20 - 2**21, 2**20, 2**20])]), 181)
     distortion = quadratic(target, 8.0)
-    found = refine(target, distortion, lambda _: costs, steps)
+    found = refine(target, distortion, lambda _: Rounding(costs), steps, 0.03).round()
 
     def total(values: torch.Tensor) -> float:
         return float(distortion(values) + costs.of(values).sum())
@@ -138,6 +144,36 @@ def test_refinement_trades_distortion_for_bits(steps: int) -> None:
     # One costs about four bits more than zero, worth it from 0.75 on; rounding begins at 0.5.
     best = torch.where(target.abs() > 0.75, target.sign(), 0)
     assert total(best) <= total(found) < 0.5 * (total(best) + total(target.round()))
+
+
+def test_nearest_two_points_of_even_sum() -> None:
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(1)) * 3
+    one, other = nearest_two(x)
+    near = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * 8)
+    candidates = x.round()[:, None] + near
+    distance = (candidates - x[:, None]).square().sum(dim=2)
+    distance[candidates.sum(dim=2) % 2 == 1] = torch.inf
+    least = distance.topk(2, dim=1, largest=False).values
+    assert torch.allclose((one - x).square().sum(dim=1), least[:, 0], atol=1e-4)
+    assert torch.allclose((other - x).square().sum(dim=1), least[:, 1], atol=1e-4)
+    assert bool((one != other).any(dim=1).all())
+
+
+def test_lattice_choice_hardens_to_the_nearest_point() -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = torch.randn(83, generator=generator) * 4
+    zero = torch.zeros(2, 83)
+    tables = Tables.mirrored(*probabilities.make_tables(), skip=0)
+    costs = Costs(cost_table(tables.with_parities(), CPU), (zero + 50).long(), zero, zero + 1)
+    members, rest = torch.arange(80).reshape(10, 8), torch.arange(80, 83)
+    points, bits = LatticeChoice(costs, members, rest)(values, 0.01, 0.0, generator)
+    floors, coset = e8.quantise(values.numpy(), members.numpy())
+    assert np.allclose(points[:80].reshape(10, 8), floors + coset[:, None] / 2, atol=1e-3)
+    assert torch.allclose(points[80:], values[80:].round(), atol=1e-3)
+    symbols = torch.from_numpy(floors).float().flatten()
+    free = tables.bits_of(floors[:, :7], 50).sum() + tables.bits_of(points[80:].round().numpy(), 50).sum()
+    last = costs.part((0, members[:, 7])).of_parity(symbols.reshape(10, 8)[:, 7]).sum()
+    assert float(bits) == pytest.approx(free + float(last) + 10, abs=0.1)
 
 
 # -- targets -------------------------------------------------------------------------------

@@ -95,22 +95,26 @@ class ExactContext:
         for parts in self._known(symbols, given):
             yield np.concatenate([p.coded_values for p in parts]), np.concatenate([p.table for p in parts])
 
-    def conditions(
-        self, symbols: Symbols, given: Given
-    ) -> tuple[NDArray[np.uint16], NDArray[np.int16], NDArray[np.bool_]]:
-        """Table, whole steps of shift, and whether it is mirrored, of every latent (M, h, w), given all
-        that the symbols say before it; zeros where none is coded.
+    def conditions(self, symbols: Symbols, given: Given) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+        """Scale index and shift of the mean in 64ths of a step of every latent (M, h, w), given all that
+        the symbols say before it; zeros where none is coded.
         """
         shape = given.index.shape
-        table = np.zeros(shape, np.uint16)
-        whole, mirrored = np.zeros(shape, np.int16), np.zeros(shape, np.bool_)
+        scale, offset = np.zeros(shape, np.int16), np.zeros(shape, np.int32)
         for parts in self._known(symbols, given):
             for part in parts:
-                target = part.target
-                table.put(target, part.table)
-                whole.put(target, part.whole)
-                mirrored.put(target, part.mirrored)
-        return table, whole, mirrored
+                scale.put(part.target, part.scale.cpu().numpy())
+                offset.put(part.target, part.offset.cpu().numpy())
+        return scale, offset
+
+    def rows(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Table, whole steps, and the fraction of a step (64ths, -32...31) for refined scale indices and
+        offsets in 64ths that are multiples of their grains.
+        """
+        inverse, first = (t.index_select(0, scale) for t in self._by_scale[1:])
+        whole = torch.floor((offset + HALF) * 2.0**-STEP_BITS)
+        fraction = offset - whole * 2.0**STEP_BITS
+        return first + fraction.abs() * inverse, whole, fraction
 
     def _known(self, symbols: Symbols, given: Given) -> Iterator[list[Part]]:
         """The parts of each pass, with the symbols they have."""
@@ -174,14 +178,12 @@ class ExactContext:
         scale = self.ladder.scale.index_select(0, old)
         offset = torch.floor(shift * scale * 2.0**-SHIFT_BITS + 0.5)
         refined = (old + torch.floor(change * 2.0**-SHIFT_BITS + 0.5)).clamp_(0, self.scales - 1).int()
-        grain, inverse, first = (t.index_select(0, refined) for t in self._by_scale)
+        grain, inverse = (t.index_select(0, refined) for t in self._by_scale[:2])
         offset = torch.floor((offset + torch.floor(grain * 0.5)) * inverse) * grain
+        part.scale, part.offset = refined, offset
         if part.half is not None:
-            offset -= HALF * part.half.flatten().index_select(0, part.places)
-        whole = torch.floor((offset + HALF) * 2.0**-STEP_BITS)
-        fraction = offset - whole * 2.0**STEP_BITS
-        table = first + fraction.abs() * inverse
-        chosen = [x.to(torch.int16).cpu().numpy() for x in (table, whole, fraction)]
+            offset = offset - HALF * part.half.flatten().index_select(0, part.places)
+        chosen = [x.to(torch.int16).cpu().numpy() for x in self.rows(refined, offset)]
         part.table, part.whole, part.mirrored = chosen[0].astype(np.uint16), chosen[1], chosen[2] < 0
 
     def _place(self, ratio: Tensor, part: Part, width: int) -> None:
@@ -235,7 +237,8 @@ class Part:
     ``at`` are flat positions of a grid of ``size``, ``index`` (channels, P); ``places`` tell where the
     coded latents lie among channels and positions, and what follows is of the coded ones only.  A
     negative fraction of a step (``mirrored``) is coded with the table of the positive one.  ``half``
-    (channels, P) is 1 where the latent lies half a step above its symbol.
+    (channels, P) is 1 where the latent lies half a step above its symbol.  ``scale`` and ``offset`` are
+    what the network says: a scale index, and a shift in 64ths of a step.
     """
 
     unit: Unit
@@ -251,6 +254,7 @@ class Part:
 
     def __post_init__(self) -> None:
         self.coded: NDArray[np.intp] = self.places.cpu().numpy()
+        self.scale = self.offset = torch.zeros(0)
 
     @property
     def target(self) -> NDArray[np.intp]:

@@ -9,13 +9,12 @@ from pillow_lic.entropy.coder import LIMIT
 from pillow_lic.entropy.exact import MEAN_BITS
 
 
-def quantise(y: Tensor, mean: Tensor, index: Tensor, skip: int) -> Tensor:
-    """Symbols (int32) of latents in steps, around means in steps of 1/64.
+def quantise(residual: Tensor, index: Tensor, skip: int) -> Tensor:
+    """Symbols (int32) of latents so many steps from their means.
 
     Positions whose table is below ``skip`` are not coded: their symbols are 0.  Raises
     ``ValueError`` if a symbol does not fit 16 bits.
     """
-    residual = y - mean.to(y.dtype) / 2**MEAN_BITS
     symbols = torch.where(index < skip, 0.0, torch.round(residual))
     if not bool((symbols.abs() <= LIMIT).all()):
         raise ValueError("a latent is too large to be coded; use a lower quality")

@@ -1,8 +1,8 @@
-"""What symbols cost, as a function that can be differentiated."""
+"""What symbols cost, ready to be looked up many times."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -16,8 +16,9 @@ from pillow_lic.entropy.tables import Tables
 class Costs:
     """Bits of each of n latents' symbols.
 
-    ``bits`` (tables, 2 reach + 1) holds every table's costs of -reach ... reach; latent i enters row
-    ``row[i]`` with ``sign[i] * (symbol - whole[i])``.
+    ``bits`` (tables, 2 reach + 1) holds every table's costs of -reach ... reach.  Latent i enters row
+    ``row[i]`` with ``sign[i] * (symbol - whole[i])``.  Where latents may lie half a step above their
+    symbols, all three have a row for those that do not and one for those that do, (2, n).
     """
 
     bits: Tensor
@@ -26,15 +27,25 @@ class Costs:
     sign: Tensor
 
     def of(self, symbols: Tensor) -> Tensor:
-        """Bits of whole symbols (n,) float32; beyond the tables' reach the cost stays as it is there."""
-        reach = self.bits.shape[1] // 2
-        column = (self.sign * (symbols - self.whole)).clamp(-reach, reach).long() + reach
-        return self.bits.flatten()[self.row * self.bits.shape[1] + column]
+        """Bits of whole symbols float32; beyond the tables' reach the cost stays as it is there."""
+        return self._look_up(self.row, self._entry(symbols))
 
-    def between(self, low: Tensor, share: Tensor) -> Tensor:
-        """Expected bits (n,) where the symbol is ``low + 1`` with probability ``share``, else ``low``."""
-        below = self.of(low)
-        return below + share * (self.of(low + 1) - below)
+    def of_parity(self, symbols: Tensor) -> Tensor:
+        """Bits of symbols that are known to be even or known to be odd; ``bits`` has tables with parities."""
+        entry = self._entry(symbols)
+        count = self.bits.shape[0] // 3
+        return self._look_up(self.row + count * (1 + entry.remainder(2).long()), entry)
+
+    def part(self, choice: tuple[int | slice | Tensor, ...]) -> Costs:
+        """The costs of some of the latents."""
+        return replace(self, row=self.row[choice], whole=self.whole[choice], sign=self.sign[choice])
+
+    def _entry(self, symbols: Tensor) -> Tensor:
+        return self.sign * (symbols - self.whole)
+
+    def _look_up(self, row: Tensor, entry: Tensor) -> Tensor:
+        reach = self.bits.shape[1] // 2
+        return self.bits.flatten()[row * self.bits.shape[1] + entry.clamp(-reach, reach).long() + reach]
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pillow_lic.bench.codecs import JPEG, decode
 from pillow_lic.bench.metrics import bd_rate, psnr
-from pillow_lic.entropy.exact import QUALITY_ONE, ExactHyperSynthesis
+from pillow_lic.entropy.exact import MEAN_BITS, QUALITY_ONE, ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
@@ -106,7 +106,7 @@ def _bits(
     z = (model.hyper_analysis(y, quality) / inverse - z_mean).round()[0].numpy().astype(np.int16)
     z_index = np.broadcast_to(exact.z_prior(code)[2][:, None, None], z.shape)
     mean, index, _ = exact(z, code)
-    symbols = scalar.quantise(y[0], mean, index, skip=0).numpy()
+    symbols = scalar.quantise(y[0] - mean / 2**MEAN_BITS, index, skip=0).numpy()
     total = tables.bits(z, z_index).sum() + tables.bits(symbols, index.numpy()).sum()
     return in_float, float(total)
 

@@ -41,8 +41,8 @@ def ours(image: Image.Image, quality: float, context: str) -> Callable[[], objec
     image.save(out, "LIC", quality=quality, context=context)
     reader = container.Reader(BytesIO(out.getvalue()))
     reader.metadata()
-    (tiles,) = reader.frames()
-    return lambda: codec.decode(reader.header, tiles)
+    (frame,) = reader.frames()
+    return lambda: codec.decode(reader.header, frame)
 
 
 def theirs(image: Image.Image) -> Callable[[], object]:

@@ -49,7 +49,7 @@ class LicPlugin(PluginV3):
         Image._decompression_bomb_check((self._reader.header.width, self._reader.header.height))
 
     def read(self, *, index: int | EllipsisType | None = 0, mode: str | None = None, rotate: bool = False) -> Pixels:
-        """A frame as (H, W) or (H, W, 3) uint8; all frames stacked for ``index=...``.
+        """A frame as (H, W) or (H, W, 2 to 4) uint8; all frames stacked for ``index=...``.
 
         mode    a Pillow mode to convert to, e.g. "L"
         rotate  apply the orientation that the EXIF data tell
@@ -71,7 +71,7 @@ class LicPlugin(PluginV3):
             yield self.read(index=index, mode=mode, rotate=rotate)
 
     def write(self, ndimage: ArrayLike | list[ArrayLike], *, is_batch: bool = False, **kwargs: Any) -> bytes | None:
-        """Write one picture, (H, W) or (H, W, 3) uint8, or a batch that holds one.
+        """Write one picture, (H, W) or (H, W, 1 to 4) uint8, or a batch that holds one.
 
         Takes the options of ``Image.save(..., format="LIC")``.  Returns the file if the target
         is ``"<bytes>"``.
@@ -97,7 +97,7 @@ class LicPlugin(PluginV3):
         """Shape and type, without decoding."""
         header = self._opened().header
         shape: tuple[int, ...] = (header.height, header.width)
-        shape += () if header.mode == "L" else (3,)
+        shape += {"L": (), "LA": (2,), "RGB": (3,), "RGBA": (4,)}[header.mode]
         if index is Ellipsis:
             return ImageProperties((header.frames, *shape), np.dtype(np.uint8), header.frames, is_batch=True)
         self._check_index(index)

@@ -20,7 +20,6 @@ from PIL import Image
 import pillow_lic
 from pillow_lic import container
 from pillow_lic.options import DEFAULT_CONTEXT, TARGETS, TUNES, EncoderOptions, options_from, quality_of
-from pillow_lic.plugin import advice
 
 EXTENSION = ".lic"
 
@@ -173,8 +172,6 @@ def _convert(args: argparse.Namespace) -> None:
         if "exif" not in options and (exif := opened.getexif()):
             options["exif"] = exif.tobytes()
         image: Image.Image = opened
-        if target.suffix.lower() == EXTENSION and image.mode not in container.MODES:
-            image = _supported(image, source)
         with _atomically(target) as fp:
             image.save(fp, Image.registered_extensions()[target.suffix.lower()], **options)
         area = image.width * image.height
@@ -200,17 +197,6 @@ def _progress(task: str) -> Iterator[None]:
             yield
         finally:
             codec.on_progress.reset(token)
-
-
-def _supported(image: Image.Image, source: Path) -> Image.Image:
-    """The image in a mode that LIC holds; ``ValueError`` if that would lose transparency."""
-    if image.has_transparency_data:
-        raise ValueError(f"{source} has transparency, which LIC does not hold in this version; flatten it first")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise ValueError(f"{source} has mode {image.mode}; {advice(image.mode)} first")
-    grey = image.mode == "1"
-    print(f"lic convert: {source} has mode {image.mode}; written as {'L' if grey else 'RGB'}", file=sys.stderr)
-    return image.convert("L" if grey else "RGB")
 
 
 def _transcode(args: argparse.Namespace) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pillow_lic import container, options
-from pillow_lic.container import MAX_QUALITY_CODE, Header
+from pillow_lic import alpha, container, options
+from pillow_lic.container import MAX_QUALITY_CODE, Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.loading import Model, load_model, model_by_identity
@@ -56,7 +56,7 @@ class Encoder(Protocol):
 
 
 def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | None = None) -> bytes:
-    """Code (H, W) or (H, W, 3) uint8 pixels as a LIC file.
+    """Code (H, W) or (H, W, 2 to 4) uint8 pixels as a LIC file; the last of 2 or 4 channels is alpha.
 
     Raises ``TypeError`` and ``ValueError`` for pixels that LIC does not take, for models that are not
     installed and for targets out of reach.
@@ -71,15 +71,20 @@ def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | 
     quantizer = _quantizer(model, opts)
     header = Header(width, height, mode, model.identity, opts.quality_code, contexts[0], quantizer, side)
     device = choose_device(opts.device, width * height)
+    coded_alpha = None
+    if header.has_alpha:
+        colour, transparency = array[:, :, :-1].squeeze(axis=2) if mode == "LA" else array[:, :, :3], array[:, :, -1]
+        coded_alpha = alpha.pack(transparency, opts.alpha_quality)
+        array = colour if opts.exact else alpha.hide_transparent(colour, transparency)
     with quiet(device):
         if opts.target is None:
-            return _encode(model, array, header, metadata or {}, contexts, opts.effort, device)
+            return _encode(model, array, header, metadata or {}, coded_alpha, contexts, opts.effort, device)
 
         def at(code: int, *, quickly: bool = False) -> bytes:
             there, names, effort = replace(header, quality_code=code), contexts, opts.effort
             if quickly:
                 there, names, effort = replace(there, context="none"), ["none"], 0
-            return _encode(model, array, there, metadata or {}, names, effort, device)
+            return _encode(model, array, there, metadata or {}, coded_alpha, names, effort, device)
 
         kind, wanted = opts.target
         return _at_psnr(array, at, wanted, opts.device) if kind == "target_psnr" else _at_size(at, kind, wanted, array)
@@ -90,6 +95,7 @@ def _encode(
     array: Pixels,
     header: Header,
     metadata: Mapping[str, bytes],
+    coded_alpha: bytes | None,
     contexts: Sequence[str],
     effort: int,
     device: torch.device,
@@ -105,7 +111,7 @@ def _encode(
             tiles[name].append(pack(model, tile, name, header.quality_code))
         _report((done + 1) * units, header.tiles * units)
     best = min(contexts, key=lambda name: sum(map(len, tiles[name])))
-    return container.write(replace(header, context=best), metadata, [tiles[best]])
+    return container.write(replace(header, context=best), metadata, [Frame(tiles[best], coded_alpha)])
 
 
 def _at_size(at: Encoder, kind: str, wanted: float, array: Pixels) -> bytes:
@@ -129,7 +135,10 @@ def _at_psnr(array: Pixels, at: Encoder, wanted: float, device: str | None) -> b
         data = at(MAX_QUALITY_CODE - below, quickly=quickly)
         reader = container.Reader(io.BytesIO(data))
         reader.metadata()
-        return data, -min(100.0, psnr(array, decode(reader.header, next(reader.frames()), device)))
+        shown = decode(reader.header, next(reader.frames()), device)
+        if reader.header.has_alpha:
+            shown = shown[:, :, :-1].reshape(array.shape)
+        return data, -min(100.0, psnr(array, shown))
 
     found = largest(-wanted, MAX_QUALITY_CODE, lambda code: attempt(code, quickly=True)[1], attempt)
     if found is None:
@@ -138,18 +147,20 @@ def _at_psnr(array: Pixels, at: Encoder, wanted: float, device: str | None) -> b
     return found
 
 
-def decode(header: Header, tiles: Sequence[bytes], device: str | None = None) -> Pixels:
-    """The pixels of a frame, (H, W) or (H, W, 3) uint8.
+def decode(header: Header, frame: Frame, device: str | None = None) -> Pixels:
+    """The pixels of a frame, (H, W) or (H, W, 2 to 4) uint8.
 
     Raises ``OSError`` if the data are damaged or their model is not installed.
     """
     model = model_by_identity(header.model_id)
     on = choose_device(device, header.width * header.height)
-    shape = (header.height, header.width, 3)[: 3 if header.mode == "RGB" else 2]
+    shape = (header.height, header.width, 3)[: 3 if header.mode.startswith("RGB") else 2]
     array = np.empty(shape, np.uint8)
     with quiet(on):
-        _synthesise(model, header, tiles, array, on)
-    return array
+        _synthesise(model, header, frame.tiles, array, on)
+    if frame.alpha is None:
+        return array
+    return np.dstack([array, alpha.unpack(frame.alpha, header.width, header.height)])
 
 
 def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
@@ -167,14 +178,15 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     with quiet(on):
         for coded in reader.frames():
             tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
-            for place, part in zip(tiles_of(header.width, header.height, header.tile), coded, strict=True):
+            for place, part in zip(tiles_of(header.width, header.height, header.tile), coded.tiles, strict=True):
                 tile = decode_symbols(model, header, place, part, on)
                 for name in contexts:
                     tiles[name].append(pack(model, tile, name, header.quality_code))
                 _report(len(tiles[contexts[0]]), header.tiles)
-            frames.append(tiles)
-    best = min(contexts, key=lambda name: sum(len(t) for f in frames for t in f[name]))
-    return container.write(replace(header, context=best), metadata, [f[best] for f in frames])
+            frames.append((tiles, coded.alpha))
+    best = min(contexts, key=lambda name: sum(len(t) for tiles, _ in frames for t in tiles[name]))
+    chosen = [Frame(tiles[best], transparency) for tiles, transparency in frames]
+    return container.write(replace(header, context=best), metadata, chosen)
 
 
 # -- encoder -------------------------------------------------------------------------------

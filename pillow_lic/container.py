@@ -17,10 +17,10 @@ from pillow_lic.signature import SIGNATURE
 
 VERSION = 1
 
-HEAD, FRAME = b"HEAD", b"FRAM"
+HEAD, ALPHA, FRAME = b"HEAD", b"ALPH", b"FRAM"
 METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm"}
 
-MODES = ("L", "RGB")
+MODES = ("L", "RGB", "LA", "RGBA")
 CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase")
 QUANTIZERS = ("scalar", "e8")
 
@@ -55,6 +55,11 @@ class Header:
     quantizer: str = "scalar"
     tile: int = 0
     frames: int = 1
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether each frame has transparency beside its tiles."""
+        return self.mode.endswith("A")
 
     @property
     def tiles(self) -> int:
@@ -118,21 +123,31 @@ class Header:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A frame's coded tiles in raster order, and its coded transparency if the mode has any."""
+
+    tiles: list[bytes]
+    alpha: bytes | None = None
+
+
 def fits_one_tile(width: int, height: int) -> bool:
     """Whether a picture may go without tiles."""
     return -(-width // 16) * -(-height // 16) <= MAX_TILE_POSITIONS
 
 
-def write(header: Header, metadata: Mapping[str, bytes], frames: Sequence[Sequence[bytes]]) -> bytes:
-    """A whole file: ``frames`` holds each frame's coded tiles in raster order."""
+def write(header: Header, metadata: Mapping[str, bytes], frames: Sequence[Frame]) -> bytes:
+    """A whole file."""
     parts = [SIGNATURE, bytes((VERSION,)), _chunk(HEAD, header.pack())]
     for name, data in metadata.items():
         if len(data) > MAX_METADATA:
             raise ValueError(f"{name} has {len(data)} bytes; a LIC file takes at most {MAX_METADATA}")
         parts.append(_chunk(METADATA[name], _shrink(data)))
-    for tiles in frames:
-        index = b"".join(write_varint(len(t)) for t in tiles[:-1])
-        payload = index + b"".join(tiles)
+    for frame in frames:
+        if frame.alpha is not None:
+            parts.append(_chunk(ALPHA, frame.alpha))
+        index = b"".join(write_varint(len(t)) for t in frame.tiles[:-1])
+        payload = index + b"".join(frame.tiles)
         if len(payload) > MAX_CHUNK:
             raise ValueError("the picture's data does not fit one frame of a LIC file (2 GiB)")
         parts.append(_chunk(FRAME, payload))
@@ -169,7 +184,7 @@ class Reader:
         while True:
             start = self._fp.tell()
             kind, length = self._next()
-            if kind == FRAME:
+            if kind in (ALPHA, FRAME):
                 self.frames_at = start
                 return found
             if kind not in names:
@@ -179,15 +194,19 @@ class Reader:
                 raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
             found[names[kind]] = _grow(self._payload(kind, length))
 
-    def frames(self) -> Iterator[list[bytes]]:
-        """Each frame's coded tiles, checked against the frame's checksum."""
+    def frames(self) -> Iterator[Frame]:
+        """Each frame, its chunks checked against their checksums."""
         self._fp.seek(self.frames_at)
-        read = 0
+        read, alpha = 0, None
         while read < self.header.frames:
             kind, length = self._next()
             if kind == FRAME:
-                yield _split(self._payload(kind, length), self.header.tiles)
-                read += 1
+                if (alpha is not None) != self.header.has_alpha:
+                    raise OSError("damaged LIC file: transparency is missing, or comes without being announced")
+                yield Frame(_split(self._payload(kind, length), self.header.tiles), alpha)
+                read, alpha = read + 1, None
+            elif kind == ALPHA and alpha is None:
+                alpha = self._payload(kind, length)
             else:
                 self._skip_unknown(kind, length)
 

@@ -45,6 +45,9 @@ class EncoderOptions:
                where the model has it, else "none"; all decode to the same pixels
     quantizer  "scalar", or "e8": groups of eight latents on the lattice E8, smaller files at some
                milliseconds; None for "e8" where the model has it, else "scalar"
+    alpha_quality
+               0 to 100: in how many levels transparency is kept; 100, the default: all of them
+    exact      keep the colours of transparent pixels, which nobody sees; default False
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse"
@@ -68,6 +71,8 @@ class EncoderOptions:
     target_size: int | None = None
     target_bpp: float | None = None
     target_psnr: float | None = None
+    alpha_quality: int = 100
+    exact: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quality", _number("quality", self.quality))
@@ -90,6 +95,9 @@ class EncoderOptions:
                 raise ValueError("give either model or tune, not both: tune chooses among the shipped models")
         if self.device is not None and not isinstance(self.device, str):
             object.__setattr__(self, "device", str(self.device))
+        object.__setattr__(self, "alpha_quality", _integer("alpha_quality", self.alpha_quality))
+        if not 0 <= self.alpha_quality <= 100:
+            raise ValueError(f"alpha_quality must be a whole number from 0 to 100, not {self.alpha_quality}")
         self._check_tile()
         self._check_targets()
 

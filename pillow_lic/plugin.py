@@ -104,16 +104,13 @@ def info_of(header: container.Header) -> dict[str, Any]:
 
 def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool = False) -> None:
     """Save handler: checks everything and codes the whole picture before it writes."""
-    from pillow_lic import container, options
+    from pillow_lic import options
 
     info = dict(im.encoderinfo)
     if save_all and (list(info.get("append_images", ())) or getattr(im, "n_frames", 1) > 1):
         raise ValueError("LIC holds one frame in this version; save the frames one by one")
     opts = options.options_from(info, also_known=SAVE_EXTRAS, stacklevel=5 if save_all else 4)
-    if im.mode not in container.MODES:
-        raise OSError(
-            f"cannot write mode {im.mode} as LIC; supported are {' and '.join(container.MODES)}: {advice(im.mode)}"
-        )
+    im = in_supported_mode(im)
     if 0 in im.size:
         raise ValueError("cannot write an empty image as LIC")
     # icc_profile=None drops the image's own profile, no icc_profile keeps it.
@@ -133,11 +130,18 @@ def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     save(im, fp, filename, save_all=True)
 
 
-def advice(mode: str) -> str:
-    """What to do with an image of a mode that LIC does not hold."""
-    if mode in ("I", "F") or mode.startswith("I;16"):
-        return 'scale its values to 0...255 and use im.convert("L")'
-    return f'use im.convert("{"L" if mode in ("1", "LA", "La") else "RGB"}")'
+def in_supported_mode(im: Image.Image) -> Image.Image:
+    """The image in mode L, LA, RGB or RGBA, whichever holds all it has in 8 bits a channel.
+
+    Raises ``OSError`` for modes with more bits and for LAB.
+    """
+    if im.mode in ("I", "F") or im.mode.startswith("I;16"):
+        raise OSError(f'cannot write mode {im.mode} as LIC; scale its values to 0...255 and use im.convert("L")')
+    if im.mode == "LAB":
+        raise OSError('cannot write mode LAB as LIC; use ImageCms.profileToProfile to make it "RGB"')
+    grey = im.mode in ("1", "L", "LA", "La")
+    wanted = ("L" if grey else "RGB") + ("A" if im.has_transparency_data or im.mode in ("La", "RGBa") else "")
+    return im if im.mode == wanted else im.convert(wanted)
 
 
 def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:

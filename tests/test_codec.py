@@ -25,7 +25,7 @@ def symbols_of(data: bytes) -> list[np.ndarray]:
     tiles = tiles_of(header.width, header.height, header.tile)
     found = []
     with torch.inference_mode():
-        for tile, part in zip(tiles, next(reader.frames()), strict=True):
+        for tile, part in zip(tiles, next(reader.frames()).tiles, strict=True):
             decoded = decode_symbols(load_model("mse"), header, tile, part, CPU)
             found += [decoded.z, decoded.y]
     return found

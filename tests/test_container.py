@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillow_lic import container
-from pillow_lic.container import Header, Reader
+from pillow_lic.container import Frame, Header, Reader
 from pillow_lic.signature import accept
 
 HEADER = Header(300, 200, "RGB", b"modelid8", 700)
 
 
-def read(data: bytes) -> tuple[Header, dict[str, bytes], list[list[bytes]]]:
+def read(data: bytes) -> tuple[Header, dict[str, bytes], list[Frame]]:
     fp = BytesIO(data)
     reader = Reader(fp)
     metadata = reader.metadata()
@@ -25,7 +25,7 @@ headers = st.builds(
     Header,
     st.integers(1, 2048),
     st.integers(1, 2048),
-    st.sampled_from(container.MODES),
+    st.sampled_from(("L", "RGB")),
     st.binary(min_size=8, max_size=8),
     st.integers(0, container.MAX_QUALITY_CODE),
 )
@@ -34,50 +34,63 @@ headers = st.builds(
 @given(headers, st.binary(max_size=300), st.binary(max_size=300), st.binary(max_size=300))
 def test_round_trip(header: Header, exif: bytes, xmp: bytes, tile: bytes) -> None:
     metadata = {"exif": exif, "xmp": xmp}
-    assert read(container.write(header, metadata, [[tile]])) == (header, metadata, [[tile]])
+    assert read(container.write(header, metadata, [Frame([tile])])) == (header, metadata, [Frame([tile])])
+
+
+@given(st.sampled_from(("LA", "RGBA")), st.binary(max_size=300), st.binary(max_size=300))
+def test_transparency_comes_back(mode: str, tile: bytes, alpha: bytes) -> None:
+    header, frame = replace(HEADER, mode=mode), Frame([tile], alpha)
+    assert read(container.write(header, {}, [frame])) == (header, {}, [frame])
+
+
+def test_transparency_must_be_there_where_it_is_announced_and_only_there() -> None:
+    for mode, alpha in (("RGBA", None), ("RGB", b"a")):
+        data = container.write(replace(HEADER, mode=mode), {}, [Frame([b"abcd"], alpha)])
+        with pytest.raises(OSError, match="transparency is missing, or comes"):
+            read(data)
 
 
 @given(st.lists(st.binary(max_size=200), min_size=6, max_size=6))
 def test_tiles_come_back_one_by_one(tiles: list[bytes]) -> None:
     header = replace(HEADER, tile=128)
     assert header.tiles == 6
-    assert read(container.write(header, {}, [tiles]))[2] == [tiles]
+    assert read(container.write(header, {}, [Frame(tiles)]))[2] == [Frame(tiles)]
 
 
 def test_overhead_of_a_small_picture_is_at_most_48_bytes() -> None:
     # The tile's own four bytes of checksum included.
-    assert len(container.write(HEADER, {}, [[b"\0" * 4]])) <= 48
+    assert len(container.write(HEADER, {}, [Frame([b"\0" * 4])])) <= 48
 
 
 def test_another_signature_is_not_ours() -> None:
     with pytest.raises(SyntaxError):
         Reader(BytesIO(b"\x89PNG\r\n\x1a\n" + b"\0" * 40))
     assert not accept(b"\x89PNG")
-    assert accept(container.write(HEADER, {}, [[b""]])[:16])
+    assert accept(container.write(HEADER, {}, [Frame([b""])])[:16])
 
 
 def test_text_mode_damage_shows() -> None:
-    data = container.write(HEADER, {}, [[b"abcd"]])
+    data = container.write(HEADER, {}, [Frame([b"abcd"])])
     with pytest.raises(SyntaxError):
         Reader(BytesIO(data.replace(b"\r\n", b"\n")))
 
 
 def test_a_later_version_is_named() -> None:
-    data = bytearray(container.write(HEADER, {}, [[b"abcd"]]))
+    data = bytearray(container.write(HEADER, {}, [Frame([b"abcd"])]))
     data[8] = 2
     with pytest.raises(OSError, match="version 2"):
         Reader(BytesIO(data))
 
 
 def test_every_cut_is_an_error() -> None:
-    data = container.write(HEADER, {"exif": b"e" * 30}, [[b"abcd" * 10]])
+    data = container.write(HEADER, {"exif": b"e" * 30}, [Frame([b"abcd" * 10])])
     for length in range(8, len(data)):
         with pytest.raises(OSError, match=r"truncated|damaged"):
             read(data[:length])
 
 
 def test_every_flipped_bit_is_an_error() -> None:
-    data = container.write(HEADER, {"exif": b"e" * 30}, [[b"abcd" * 10]])
+    data = container.write(HEADER, {"exif": b"e" * 30}, [Frame([b"abcd" * 10])])
     for position in range(8, len(data)):
         for bit in range(8):
             damaged = bytearray(data)
@@ -87,17 +100,17 @@ def test_every_flipped_bit_is_an_error() -> None:
 
 
 def test_unknown_chunks_are_skipped_if_their_name_begins_lower_case() -> None:
-    data = container.write(HEADER, {}, [[b"abcd"]])
+    data = container.write(HEADER, {}, [Frame([b"abcd"])])
     start = data.index(b"FRAM")
     extra = container._chunk(b"newx", b"whatever")
-    assert read(data[:start] + extra + data[start:])[2] == [[b"abcd"]]
+    assert read(data[:start] + extra + data[start:])[2] == [Frame([b"abcd"])]
     critical = container._chunk(b"Newx", b"whatever")
     with pytest.raises(OSError, match="needs a newer pillow-lic"):
         read(data[:start] + critical + data[start:])
 
 
 def test_a_false_length_allocates_nothing() -> None:
-    data = container.write(HEADER, {}, [[b"abcd"]])
+    data = container.write(HEADER, {}, [Frame([b"abcd"])])
     start = data.index(b"FRAM")
     with pytest.raises(OSError, match="truncated"):
         read(data[:start] + b"FRAM" + container.write_varint(2**31 - 1) + b"abc")
@@ -106,20 +119,20 @@ def test_a_false_length_allocates_nothing() -> None:
 
 
 def test_metadata_that_unpack_to_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = container.write(HEADER, {"xmp": b"\0" * 5000}, [[b"abcd"]])
+    data = container.write(HEADER, {"xmp": b"\0" * 5000}, [Frame([b"abcd"])])
     monkeypatch.setattr(container, "MAX_METADATA", 4000)
     with pytest.raises(OSError, match="too long"):
         read(data)
     monkeypatch.setattr(container, "MAX_METADATA", 5000)
-    assert read(container.write(HEADER, {"xmp": bytes(range(250)) * 20}, [[b"a"]]))[1]["xmp"][:3] == b"\0\1\2"
+    assert read(container.write(HEADER, {"xmp": bytes(range(250)) * 20}, [Frame([b"a"])]))[1]["xmp"][:3] == b"\0\1\2"
     monkeypatch.setattr(container, "MAX_METADATA", 4000)
     with pytest.raises(ValueError, match="at most 4000"):
-        container.write(HEADER, {"xmp": b"\0" * 5000}, [[b"abcd"]])
+        container.write(HEADER, {"xmp": b"\0" * 5000}, [Frame([b"abcd"])])
 
 
 def test_more_tiles_than_bytes_are_refused_before_they_are_counted() -> None:
     header = replace(HEADER, width=2**24, height=2**24, tile=64)
-    good = container.write(HEADER, {}, [[b"abcd"]])
+    good = container.write(HEADER, {}, [Frame([b"abcd"])])
     start = good.index(b"FRAM")
     head = container._chunk(b"HEAD", header.pack())
     with pytest.raises(OSError, match="fewer bytes than tiles"):

@@ -13,7 +13,7 @@ from PIL import Image
 from test_exact import default_dtype, matmul_precision, threads
 
 from pillow_lic import codec, container
-from pillow_lic.container import Header
+from pillow_lic.container import Frame, Header
 from pillow_lic.entropy.context import Given
 from pillow_lic.entropy.units import padded
 from pillow_lic.models.context.network import ContextModel, UnitNetwork
@@ -257,16 +257,16 @@ def test_damaged_symbols_never_become_a_picture(context: str, tiny: str, small: 
     data = coded(small, model=tiny, context=context)
     reader = container.Reader(BytesIO(data))
     reader.metadata()
-    (tile,) = next(reader.frames())
+    (tile,) = next(reader.frames()).tiles
     rng = np.random.default_rng(7)
     for _ in range(25):
         broken = bytearray(tile)
         broken[int(rng.integers(len(broken)))] ^= 1 << int(rng.integers(8))
-        damaged = container.write(reader.header, {}, [[bytes(broken)]])
+        damaged = container.write(reader.header, {}, [Frame([bytes(broken)])])
         with Image.open(BytesIO(damaged)) as image, pytest.raises(OSError, match="damaged LIC file"):
             image.load()
     for length in (0, 3, 4, 9, len(tile) // 2):
-        damaged = container.write(reader.header, {}, [[tile[:length]]])
+        damaged = container.write(reader.header, {}, [Frame([tile[:length]])])
         with Image.open(BytesIO(damaged)) as image, pytest.raises(OSError, match="damaged LIC file"):
             image.load()
 

@@ -13,6 +13,7 @@ from conftest import coded, pixels_of
 from PIL import Image, UnidentifiedImageError
 
 from pillow_lic import container, symbols
+from pillow_lic.container import Frame
 
 
 def outcome(data: bytes) -> str:
@@ -55,8 +56,8 @@ def with_payload(data: bytes, change: object) -> bytes:
     """The file with its coded tile changed and every outer checksum made right again."""
     reader = container.Reader(BytesIO(data))
     reader.metadata()
-    (tile,) = next(reader.frames())
-    return container.write(reader.header, {}, [[change(tile)]])  # type: ignore[operator]
+    (tile,) = next(reader.frames()).tiles
+    return container.write(reader.header, {}, [Frame([change(tile)])])  # type: ignore[operator]
 
 
 def test_wrong_symbols_behind_right_checksums_are_found(small: Image.Image) -> None:
@@ -105,7 +106,7 @@ def test_bytes_after_the_last_frame_are_ignored(small: Image.Image) -> None:
 
 def test_forty_bytes_cannot_claim_a_gigapixel() -> None:
     header = container.Header(2**24, 2**24, "RGB", b"12345678", 0, tile=512)
-    data = container.write(header, {}, [[b""]])
+    data = container.write(header, {}, [Frame([b""])])
     assert len(data) < 60
     with pytest.raises(Image.DecompressionBombError):
         Image.open(BytesIO(data))

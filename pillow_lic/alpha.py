@@ -1,0 +1,81 @@
+"""Transparency: kept as it is by default, coded by the PNG coder that Pillow carries."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+
+_EVEN, _PNG = 0, 1
+
+
+def pack(alpha: Pixels, quality: int = 100) -> bytes:
+    """Code (H, W) alpha values: without loss at ``quality`` 100, in ever fewer levels below.
+
+    0 and 255 are always kept.
+    """
+    if quality < 100:
+        steps = 1 + quality * quality // 80
+        alpha = np.rint(np.rint(alpha / 255 * steps) * (255 / steps)).astype(np.uint8)
+    if (alpha == alpha.flat[0]).all():
+        return bytes((_EVEN, int(alpha.flat[0])))
+    image = Image.fromarray(alpha)
+    if np.isin(alpha, (0, 255)).all():
+        image = image.convert("1", dither=Image.Dither.NONE)
+    out = BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return bytes((_PNG,)) + out.getvalue()
+
+
+def unpack(data: bytes, width: int, height: int) -> Pixels:
+    """The alpha values (height, width) that :func:`pack` coded; ``OSError`` for anything else."""
+    if len(data) == 2 and data[0] == _EVEN:
+        return np.full((height, width), data[1], np.uint8)
+    if data[:1] != bytes((_PNG,)):
+        raise OSError("damaged LIC file: transparency coded in an unknown way")
+    try:
+        with Image.open(BytesIO(data[1:]), formats=["PNG"]) as image:
+            if image.size != (width, height) or image.mode not in ("1", "L"):
+                raise OSError("damaged LIC file: transparency of another size")
+            return np.asarray(image.convert("L"))
+    except (SyntaxError, ValueError, Image.UnidentifiedImageError) as error:
+        raise OSError(f"damaged LIC file: transparency does not decode ({error})") from error
+
+
+def hide_transparent(colour: Pixels, alpha: Pixels) -> Pixels:
+    """Colours (H, W) or (H, W, 3) with what nobody sees made smooth, so that it costs few bits.
+
+    Transparent pixels take averages of visible ones near them, from a pyramid of halved pictures.
+    """
+    visible = alpha > 0
+    if visible.all():
+        return colour
+    if not visible.any():
+        return np.full_like(colour, 128)
+    flat = colour.reshape(*alpha.shape, -1)
+    filled = _fill(flat * visible[:, :, None].astype(np.float32), visible[:, :, None].astype(np.float32))
+    smooth = np.rint(filled).astype(np.uint8).reshape(colour.shape)
+    return np.where(visible if colour.ndim == 2 else visible[:, :, None], colour, smooth)
+
+
+def _fill(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """total / weight (H, W, C), from a picture of half the size where the weight (H, W, 1) is 0."""
+    known = weight > 0
+    own = total / np.where(known, weight, 1)
+    if known.all() or weight.shape[:2] == (1, 1):
+        return own
+    coarse = _fill(_halve(total), _halve(weight))
+    height, width = weight.shape[:2]
+    return np.where(known, own, coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width])
+
+
+def _halve(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Sums of 2x2 pixels; an odd last row or column counts for itself."""
+    height, width, channels = x.shape
+    padded = np.pad(x, ((0, height % 2), (0, width % 2), (0, 0)))
+    halved: NDArray[np.float32] = padded.reshape(-(-height // 2), 2, -(-width // 2), 2, channels).sum(axis=(1, 3))
+    return halved

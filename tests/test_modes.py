@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from io import BytesIO
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from conftest import coded, pixels_of, psnr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageDraw
+
+import pillow_lic
+from pillow_lic import alpha
+
+
+@pytest.fixture
+def cutout(photo: Image.Image) -> Image.Image:
+    """A photograph with a soft round edge, noise where nobody sees it."""
+    part = photo.crop((40, 20, 168, 148)).convert("RGBA")
+    mask = Image.new("L", part.size)
+    ImageDraw.Draw(mask).ellipse((10, 10, 110, 100), fill=255)
+    noise = Image.effect_noise(part.size, 90).convert("RGBA")
+    part = Image.composite(part, noise, mask)
+    part.putalpha(mask.resize((64, 64)).resize(part.size, Image.Resampling.BICUBIC))
+    return part
+
+
+def opened(image: Image.Image, **options: object) -> Image.Image:
+    found = Image.open(BytesIO(coded(image, **options)))
+    found.load()
+    return found
+
+
+WANTED = {
+    "1": "L", "L": "L", "LA": "LA", "La": "LA", "P": "RGB", "PA": "RGBA", "RGB": "RGB", "RGBA": "RGBA", "RGBX": "RGB",
+    "RGBa": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", WANTED)
+def test_modes_become_what_holds_them(photo: Image.Image, mode: str) -> None:
+    part = photo.crop((40, 20, 120, 90))
+    if mode == "PA":
+        image = part.convert("P").convert("PA")
+    else:
+        image = part.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert(mode)
+    found = opened(image, quality=7)
+    assert (found.mode, found.size) == (WANTED[mode], image.size)
+    expected = image.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert(WANTED[mode])
+    limit = {"1": 18, "P": 20, "PA": 20}.get(mode, 27)
+    assert psnr(found.convert("RGB"), expected.convert("RGB")) > limit
+
+
+@pytest.mark.parametrize(("mode", "advice"), [("I", "scale"), ("F", "scale"), ("I;16", "scale"), ("LAB", "ImageCms")])
+def test_modes_that_would_lose_are_refused(mode: str, advice: str) -> None:
+    with pytest.raises(OSError, match=f"cannot write mode {mode} as LIC; .*{advice}"):
+        coded(Image.new(mode, (20, 20)))
+
+
+def test_a_palette_with_a_transparent_colour() -> None:
+    image = Image.new("P", (40, 30), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(0, (0, 0, 20, 30))
+    image.info["transparency"] = 0
+    found = opened(image)
+    assert found.mode == "RGBA"
+    assert np.array_equal(np.asarray(found)[:, :, 3], np.asarray(image.convert("RGBA"))[:, :, 3])
+
+
+def test_a_transparent_colour_of_a_picture_without_palette() -> None:
+    image = Image.new("RGB", (40, 30), (9, 9, 9))
+    image.info["transparency"] = (9, 9, 9)
+    assert opened(image).getextrema()[3] == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("tile", [0, 64])
+def test_alpha_is_kept_exactly(cutout: Image.Image, mode: str, tile: int) -> None:
+    image = cutout.convert(mode)
+    found = opened(image, quality=1, tile=tile)
+    assert found.mode == mode
+    assert np.array_equal(np.asarray(found)[:, :, -1], np.asarray(image)[:, :, -1])
+    seen = np.asarray(image)[:, :, -1] > 0
+    assert psnr(np.asarray(found)[seen][:, :-1], np.asarray(image)[seen][:, :-1]) > 22.5
+
+
+def test_alpha_quality(cutout: Image.Image) -> None:
+    sizes = []
+    for quality in (100, 60, 0):
+        data = coded(cutout, alpha_quality=quality)
+        sizes.append(len(data))
+        values = pixels_of(data)[:, :, 3].astype(int)
+        original = np.asarray(cutout)[:, :, 3].astype(int)
+        assert (values[original == 0] == 0).all()
+        assert (values[original == 255] == 255).all()
+        assert np.abs(values - original).max() <= {100: 0, 60: 3, 0: 128}[quality]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(np.unique(values)) == 2
+    with pytest.raises(ValueError, match="alpha_quality must be a whole number from 0 to 100"):
+        coded(cutout, alpha_quality=101)
+
+
+def test_transparent_pixels_cost_nothing(cutout: Image.Image) -> None:
+    pixels = np.array(cutout)
+    smooth, kept = coded(cutout, quality=5), coded(cutout, quality=5, exact=True)
+    assert len(smooth) < 0.75 * len(kept)
+    hidden = pixels[:, :, 3] == 0
+    assert psnr(pixels_of(kept)[hidden], pixels[hidden]) > psnr(pixels_of(smooth)[hidden], pixels[hidden]) + 6
+
+
+def test_a_picture_that_nobody_sees_is_small(photo: Image.Image) -> None:
+    photo.putalpha(0)
+    assert len(coded(photo, quality=8)) < 600
+
+
+def test_transcoding_and_targets_keep_alpha(cutout: Image.Image) -> None:
+    data = coded(cutout, context="none")
+    pixels = pixels_of(data)
+    assert np.array_equal(pixels_of(pillow_lic.transcode(data, "auto")), pixels)
+    assert len(coded(cutout, target_size=5000)) <= 5000
+    assert psnr(pixels_of(coded(cutout, target_psnr=30, exact=True))[:, :, :3], np.asarray(cutout)[:, :, :3]) >= 30
+
+
+def test_imageio_reads_and_writes_alpha(cutout: Image.Image) -> None:
+    for array in (np.asarray(cutout), np.asarray(cutout.convert("LA"))):
+        data = iio.imwrite("<bytes>", array, extension=".lic", quality=5)
+        back = iio.imread(data, extension=".lic")
+        assert np.array_equal(back[:, :, -1], array[:, :, -1])
+        assert iio.improps(data, extension=".lic").shape == array.shape == back.shape
+
+
+def test_damaged_alpha_is_an_error(cutout: Image.Image) -> None:
+    packed = alpha.pack(np.asarray(cutout)[:, :, 3])
+    for broken in (b"", b"\x07", packed[:40], packed[:-60], b"\x01" + packed, b"\x00\x01\x02"):
+        with pytest.raises(OSError, match=r"damaged|truncated|cannot"):
+            alpha.unpack(broken, 128, 128)
+    with pytest.raises(OSError, match="another size"):
+        alpha.unpack(packed, 128, 127)
+
+
+@settings(max_examples=60)
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.booleans())
+def test_any_alpha_comes_back(values: np.ndarray, binary: bool) -> None:
+    values = np.where(values > 128, 255, 0).astype(np.uint8) if binary else values
+    assert np.array_equal(alpha.unpack(alpha.pack(values), *values.shape[::-1]), values)
+
+
+@given(arrays(np.uint8, (7, 5, 3)), arrays(np.uint8, (7, 5), elements=st.sampled_from([0, 0, 1, 255])))
+def test_hiding_changes_transparent_pixels_only(colour: np.ndarray, values: np.ndarray) -> None:
+    hidden = alpha.hide_transparent(colour, values)
+    assert np.array_equal(hidden[values > 0], colour[values > 0])
+    if (values > 0).any():
+        seen = colour[values > 0]
+        assert (hidden >= seen.min(axis=0)).all()
+        assert (hidden <= seen.max(axis=0)).all()
+    else:
+        assert len(np.unique(hidden.reshape(-1, 3), axis=0)) == 1
+    grey = alpha.hide_transparent(colour[:, :, 0], values)
+    assert np.array_equal(grey, hidden[:, :, 0])

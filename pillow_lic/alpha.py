@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 
@@ -42,7 +42,7 @@ def unpack(data: bytes, width: int, height: int) -> Pixels:
             if image.size != (width, height) or image.mode not in ("1", "L"):
                 raise OSError("damaged LIC file: transparency of another size")
             return np.asarray(image.convert("L"))
-    except (SyntaxError, ValueError, Image.UnidentifiedImageError) as error:
+    except (SyntaxError, ValueError, UnidentifiedImageError) as error:
         raise OSError(f"damaged LIC file: transparency does not decode ({error})") from error
 
 
@@ -56,8 +56,8 @@ def hide_transparent(colour: Pixels, alpha: Pixels) -> Pixels:
         return colour
     if not visible.any():
         return np.full_like(colour, 128)
-    flat = colour.reshape(*alpha.shape, -1)
-    filled = _fill(flat * visible[:, :, None].astype(np.float32), visible[:, :, None].astype(np.float32))
+    weight = visible[:, :, None].astype(np.float32)
+    filled = _fill(colour.reshape(*alpha.shape, -1).astype(np.float32) * weight, weight)
     smooth = np.rint(filled).astype(np.uint8).reshape(colour.shape)
     return np.where(visible if colour.ndim == 2 else visible[:, :, None], colour, smooth)
 
@@ -65,7 +65,7 @@ def hide_transparent(colour: Pixels, alpha: Pixels) -> Pixels:
 def _fill(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """total / weight (H, W, C), from a picture of half the size where the weight (H, W, 1) is 0."""
     known = weight > 0
-    own = total / np.where(known, weight, 1)
+    own: NDArray[np.float32] = total / np.where(known, weight, np.float32(1))
     if known.all() or weight.shape[:2] == (1, 1):
         return own
     coarse = _fill(_halve(total), _halve(weight))

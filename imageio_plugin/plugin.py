@@ -31,7 +31,7 @@ class LicPlugin(PluginV3):
     def __init__(self, request: Request) -> None:
         super().__init__(request)
         self._reader: container.Reader | None = None
-        self._pixels: Pixels | None = None
+        self._cached: tuple[int, Pixels] | None = None
         self._written = False
         if request.mode.io_mode != IOMode.read:
             wanted = request.extension or request.format_hint
@@ -57,7 +57,7 @@ class LicPlugin(PluginV3):
         if index is Ellipsis:
             return np.stack(builtins.list(self.iter(mode=mode, rotate=rotate)))
         self._check_index(index)
-        image = Image.fromarray(self._frame())
+        image = Image.fromarray(self._frame(int(index or 0)))
         if mode is not None:
             image = image.convert(mode)
         if rotate:
@@ -71,24 +71,30 @@ class LicPlugin(PluginV3):
             yield self.read(index=index, mode=mode, rotate=rotate)
 
     def write(self, ndimage: ArrayLike | list[ArrayLike], *, is_batch: bool = False, **kwargs: Any) -> bytes | None:
-        """Write one picture, (H, W) or (H, W, 1 to 4) uint8, or a batch that holds one.
+        """Write one picture, (H, W) or (H, W, 1 to 4) uint8, or a batch of frames.
 
-        Takes the options of ``Image.save(..., format="LIC")``.  Returns the file if the target
-        is ``"<bytes>"``.
+        Takes the options of ``Image.save(..., format="LIC")``, ``duration`` and ``loop`` too.  Returns
+        the file if the target is ``"<bytes>"``.
         """
         from pillow_lic import codec
 
         if self._reader is not None or self.request.mode.io_mode != IOMode.write:
             raise OSError("this LIC file was opened for reading")
-        batch = np.asarray(ndimage)
+        if self._written:
+            raise ValueError("a LIC file is written at once; give all frames in one batch")
         batched = is_batch or isinstance(ndimage, builtins.list)
-        if self._written or (batched and (batch.ndim == 0 or len(batch) != 1)):
-            raise ValueError("LIC holds one frame in this version; write every picture to a file of its own")
-        batch = batch[0] if batched else batch
-        if batch.ndim == 3 and batch.shape[2] == 1:
-            batch = batch[:, :, 0]
-        opts = options.options_from(kwargs, also_known=METADATA)
-        data = codec.encode(batch, opts, metadata_from(kwargs))
+        frames = builtins.list(map(_picture, ndimage if batched else [ndimage]))  # type: ignore[arg-type]
+        if not frames:
+            raise ValueError("cannot write an empty batch as LIC")
+        opts = options.options_from(kwargs, also_known=METADATA | {"duration", "loop"})
+        animation = None
+        if len(frames) > 1:
+            duration = kwargs.get("duration", 0)
+            durations = duration if isinstance(duration, (builtins.list, tuple)) else [duration] * len(frames)
+            if len(durations) != len(frames):
+                raise ValueError(f"duration names {len(durations)} frames, but there are {len(frames)}")
+            animation = container.Animation(int(kwargs.get("loop", 0)), tuple(map(int, durations)))
+        data = codec.encode(frames, opts, metadata_from(kwargs), animation)
         self.request.get_file().write(data)
         self._written = True
         return data if self.request._uri_type == URI_BYTES else None
@@ -113,7 +119,15 @@ class LicPlugin(PluginV3):
             **self._metadata,
             "mode": header.mode,
             "shape": (header.width, header.height),
+            **self._timing(index),
         }
+
+    def _timing(self, index: int | EllipsisType | None) -> dict[str, Any]:
+        animation = self._opened().animation
+        if animation is None:
+            return {}
+        shown = animation.durations if index is Ellipsis else animation.durations[int(index or 0)]
+        return {"loop": animation.loop, "duration": shown}
 
     def _opened(self) -> container.Reader:
         if self._reader is None:
@@ -125,15 +139,21 @@ class LicPlugin(PluginV3):
         if not isinstance(index, (int, np.integer, type(None))) or not 0 <= (index or 0) < frames:
             raise IndexError(f"the LIC file has {frames} frame(s); there is no index {index!r}")
 
-    def _frame(self) -> Pixels:
+    def _frame(self, index: int) -> Pixels:
         from pillow_lic import codec
 
-        if self._pixels is None:
+        if self._cached is None or self._cached[0] != index:
             reader = self._opened()
-            self._pixels = codec.decode(reader.header, next(reader.frames()))
-        return self._pixels
+            self._cached = (index, codec.decode(reader.header, reader.frame(index)))
+        return self._cached[1]
 
     def _orientation(self) -> int:
         exif = Image.Exif()
         exif.load(self._metadata.get("exif", b""))
         return int(exif.get(ExifTags.Base.Orientation, 1))
+
+
+def _picture(array: ArrayLike) -> Pixels:
+    """One picture without a last axis of one channel."""
+    picture = np.asarray(array)
+    return picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture

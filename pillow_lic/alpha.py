@@ -65,7 +65,7 @@ def hide_transparent(colour: Pixels, alpha: Pixels) -> Pixels:
 def _fill(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """total / weight (H, W, C), from a picture of half the size where the weight (H, W, 1) is 0."""
     known = weight > 0
-    own: NDArray[np.float32] = total / np.where(known, weight, np.float32(1))
+    own = (total / np.where(known, weight, 1)).astype(np.float32)
     if known.all() or weight.shape[:2] == (1, 1):
         return own
     coarse = _fill(_halve(total), _halve(weight))

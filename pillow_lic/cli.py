@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import pillow_lic
 from pillow_lic import container
@@ -160,10 +160,11 @@ def _info(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     """Convert an image to or from .lic; EXIF, ICC profile and XMP go along."""
     source, target = Path(args.source), Path(args.target)
-    if Image.registered_extensions().get(target.suffix.lower()) not in Image.SAVE:
+    suffix = target.suffix.lower()
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
         raise UsageError(f"no format that can be written has the extension {target.suffix!r}")
     options: dict[str, Any] = {}
-    if target.suffix.lower() == EXTENSION:
+    if suffix == EXTENSION:
         opts = _encoder_options(args)
         options = {n: getattr(opts, n) for n in _ENCODER_OPTIONS}
     with _progress("convert"), Image.open(source) as opened:
@@ -172,8 +173,11 @@ def _convert(args: argparse.Namespace) -> None:
         if "exif" not in options and (exif := opened.getexif()):
             options["exif"] = exif.tobytes()
         image: Image.Image = opened
+        if getattr(image, "is_animated", False) and Image.registered_extensions()[suffix] in Image.SAVE_ALL:
+            durations = [frame.info.get("duration", 0) for frame in ImageSequence.Iterator(image)]
+            options |= {"save_all": True, "duration": durations, "loop": image.info.get("loop", 0)}
         with _atomically(target) as fp:
-            image.save(fp, Image.registered_extensions()[target.suffix.lower()], **options)
+            image.save(fp, Image.registered_extensions()[suffix], **options)
         area = image.width * image.height
     before, after = source.stat().st_size, target.stat().st_size
     print(f"{source} -> {target}: {before} -> {after} bytes, {8 * after / area:.4f} bpp")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from pillow_lic import alpha, container, options
-from pillow_lic.container import MAX_QUALITY_CODE, Frame, Header
+from pillow_lic.container import MAX_QUALITY_CODE, Animation, Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.loading import Model, load_model, model_by_identity
@@ -55,68 +55,91 @@ class Encoder(Protocol):
         ...
 
 
-def encode(array: Pixels, opts: EncoderOptions, metadata: Mapping[str, bytes] | None = None) -> bytes:
-    """Code (H, W) or (H, W, 2 to 4) uint8 pixels as a LIC file; the last of 2 or 4 channels is alpha.
+def encode(
+    frames: Pixels | Sequence[Pixels],
+    opts: EncoderOptions,
+    metadata: Mapping[str, bytes] | None = None,
+    animation: Animation | None = None,
+) -> bytes:
+    """Code a picture, (H, W) or (H, W, 2 to 4) uint8 pixels, or several of one shape, as a LIC file.
 
-    Raises ``TypeError`` and ``ValueError`` for pixels that LIC does not take, for models that are not
-    installed and for targets out of reach.
+    The last of 2 or 4 channels is alpha.  Raises ``TypeError`` and ``ValueError`` for pixels that LIC
+    does not take, for models that are not installed and for targets out of reach.
     """
-    mode = check_pixels(array)
-    height, width = array.shape[:2]
+    pictures = [frames] if isinstance(frames, np.ndarray) else list(frames)
+    mode = check_pixels(pictures[0])
+    if any(check_pixels(p) != mode or p.shape != pictures[0].shape for p in pictures):
+        raise ValueError("all frames of a LIC file must have the same size and mode")
+    height, width = pictures[0].shape[:2]
     model = load_model(opts.model_name)
     side = default_tile(width, height) if opts.tile is None else opts.tile
     if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
+    header = Header(
+        width, height, mode, model.identity, opts.quality_code, "none", _quantizer(model, opts), side, len(pictures)
+    )
+    if len(pictures) > 1 and animation is None:
+        animation = Animation(0, (0,) * len(pictures))
+    coded = [_split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
     contexts = _contexts(model, opts.context)
-    quantizer = _quantizer(model, opts)
-    header = Header(width, height, mode, model.identity, opts.quality_code, contexts[0], quantizer, side)
     device = choose_device(opts.device, width * height)
-    coded_alpha = None
-    if header.has_alpha:
-        colour, transparency = array[:, :, :-1].squeeze(axis=2) if mode == "LA" else array[:, :, :3], array[:, :, -1]
-        coded_alpha = alpha.pack(transparency, opts.alpha_quality)
-        array = colour if opts.exact else alpha.hide_transparent(colour, transparency)
+
+    def at(code: int, *, quickly: bool = False) -> bytes:
+        there, names, effort = replace(header, quality_code=code), contexts, opts.effort
+        if quickly:
+            names, effort = ["none"], 0
+        best, found = _encode(model, coded, there, names, effort, device)
+        return container.write(replace(there, context=best), metadata or {}, found, animation)
+
     with quiet(device):
         if opts.target is None:
-            return _encode(model, array, header, metadata or {}, coded_alpha, contexts, opts.effort, device)
-
-        def at(code: int, *, quickly: bool = False) -> bytes:
-            there, names, effort = replace(header, quality_code=code), contexts, opts.effort
-            if quickly:
-                there, names, effort = replace(there, context="none"), ["none"], 0
-            return _encode(model, array, there, metadata or {}, coded_alpha, names, effort, device)
-
+            return at(opts.quality_code)
         kind, wanted = opts.target
-        return _at_psnr(array, at, wanted, opts.device) if kind == "target_psnr" else _at_size(at, kind, wanted, array)
+        if kind == "target_psnr":
+            return _at_psnr([colour for colour, _ in coded], at, wanted, opts.device)
+        return _at_size(at, kind, wanted, width * height * len(pictures))
+
+
+def _split_alpha(array: Pixels, opts: EncoderOptions) -> tuple[Pixels, bytes]:
+    """Colours as they are coded, and coded transparency, of (H, W, 2 or 4) pixels."""
+    colour, transparency = array[:, :, :-1], array[:, :, -1]
+    if colour.shape[2] == 1:
+        colour = colour[:, :, 0]
+    shown = colour if opts.exact else alpha.hide_transparent(colour, transparency)
+    return shown, alpha.pack(transparency, opts.alpha_quality)
 
 
 def _encode(
     model: Model,
-    array: Pixels,
+    pictures: Sequence[tuple[Pixels, bytes | None]],
     header: Header,
-    metadata: Mapping[str, bytes],
-    coded_alpha: bytes | None,
     contexts: Sequence[str],
     effort: int,
     device: torch.device,
-) -> bytes:
-    """The file at the header's quality, with whichever of the context models makes it smallest."""
-    tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+) -> tuple[str, list[Frame]]:
+    """The context model that makes the frames smallest, and the frames coded with it."""
+    frames: list[dict[str, list[bytes]]] = []
     units = 1 + STEPS[effort]
-    for done, part in enumerate(_analysed(model, array, header, device, searching=units > 1)):
-        tile = part.coded
-        if units > 1:
-            tile = _search(model, part, header, contexts, effort, done * units)
-        for name in contexts:
-            tiles[name].append(pack(model, tile, name, header.quality_code))
-        _report((done + 1) * units, header.tiles * units)
-    best = min(contexts, key=lambda name: sum(map(len, tiles[name])))
-    return container.write(replace(header, context=best), metadata, [Frame(tiles[best], coded_alpha)])
+    total = header.frames * header.tiles * units
+    done = 0
+    for array, _ in pictures:
+        tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+        for part in _analysed(model, array, header, device, searching=units > 1):
+            tile = part.coded
+            if units > 1:
+                tile = _search(model, part, header, contexts, effort, (done, total))
+            for name in contexts:
+                tiles[name].append(pack(model, tile, name, header.quality_code))
+            done += units
+            _report(done, total)
+        frames.append(tiles)
+    best = min(contexts, key=lambda name: sum(len(t) for tiles in frames for t in tiles[name]))
+    return best, [Frame(tiles[best], packed) for tiles, (_, packed) in zip(frames, pictures, strict=True)]
 
 
-def _at_size(at: Encoder, kind: str, wanted: float, array: Pixels) -> bytes:
-    """The best file of at most a wanted size, in bytes or in bits a pixel."""
-    unit = 8 / (array.shape[0] * array.shape[1]) if kind == "target_bpp" else 1.0
+def _at_size(at: Encoder, kind: str, wanted: float, pixels: int) -> bytes:
+    """The best file of at most a wanted size, in bytes or in bits a pixel (of all frames)."""
+    unit = 8 / pixels if kind == "target_bpp" else 1.0
 
     def attempt(code: int, *, quickly: bool = False) -> tuple[bytes, float]:
         data = at(code, quickly=quickly)
@@ -128,17 +151,15 @@ def _at_size(at: Encoder, kind: str, wanted: float, array: Pixels) -> bytes:
     return found
 
 
-def _at_psnr(array: Pixels, at: Encoder, wanted: float, device: str | None) -> bytes:
-    """The smallest file of at least a wanted PSNR in dB."""
+def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str | None) -> bytes:
+    """The smallest file of at least a wanted PSNR in dB, over all frames, of colours only."""
 
     def attempt(below: int, *, quickly: bool = False) -> tuple[bytes, float]:
         data = at(MAX_QUALITY_CODE - below, quickly=quickly)
         reader = container.Reader(io.BytesIO(data))
         reader.metadata()
-        shown = decode(reader.header, next(reader.frames()), device)
-        if reader.header.has_alpha:
-            shown = shown[:, :, :-1].reshape(array.shape)
-        return data, -min(100.0, psnr(array, shown))
+        shown = [decode(reader.header, replace(frame, alpha=None), device) for frame in reader.frames()]
+        return data, -min(100.0, psnr(np.stack(pictures), np.stack(shown)))
 
     found = largest(-wanted, MAX_QUALITY_CODE, lambda code: attempt(code, quickly=True)[1], attempt)
     if found is None:
@@ -186,7 +207,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
             frames.append((tiles, coded.alpha))
     best = min(contexts, key=lambda name: sum(len(t) for tiles, _ in frames for t in tiles[name]))
     chosen = [Frame(tiles[best], transparency) for tiles, transparency in frames]
-    return container.write(replace(header, context=best), metadata, chosen)
+    return container.write(replace(header, context=best), metadata, chosen, reader.animation)
 
 
 # -- encoder -------------------------------------------------------------------------------
@@ -227,7 +248,7 @@ def _analysed(model: Model, array: Pixels, header: Header, device: torch.device,
 
 
 def _search(
-    model: Model, part: _Part, header: Header, contexts: Sequence[str], effort: int, units_done: int
+    model: Model, part: _Part, header: Header, contexts: Sequence[str], effort: int, progress: tuple[int, int]
 ) -> CodedTile:
     """The tile with better symbols of y, or as it is if none are found."""
     device, steps = part.y.device, STEPS[effort]
@@ -253,7 +274,7 @@ def _search(
         )
         if not view.measurable or not bool(view.coded.any()):
             return part.coded
-        done = count(units_done + 1)
+        done = count(progress[0] + 1)
         return improve(
             model,
             part.coded,
@@ -262,7 +283,7 @@ def _search(
             contexts,
             header.quality_code,
             steps,
-            lambda: _report(next(done), header.tiles * (steps + 1)),
+            lambda: _report(next(done), progress[1]),
         )
 
 

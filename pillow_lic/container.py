@@ -17,7 +17,7 @@ from pillow_lic.signature import SIGNATURE
 
 VERSION = 1
 
-HEAD, ALPHA, FRAME = b"HEAD", b"ALPH", b"FRAM"
+HEAD, ANIMATION, ALPHA, FRAME = b"HEAD", b"ANIM", b"ALPH", b"FRAM"
 METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm"}
 
 MODES = ("L", "RGB", "LA", "RGBA")
@@ -28,6 +28,7 @@ MAX_SIDE = 2**24
 MAX_QUALITY_CODE = 1792
 MAX_METADATA = 16 * 2**20
 MAX_CHUNK = 2**31 - 1
+MAX_FRAMES = 2**16
 TILE_UNIT = 64
 """Tile sides are multiples of this many pixels: one hyperlatent position."""
 
@@ -111,7 +112,7 @@ class Header:
         if context >= len(CONTEXTS) or quantizer >= len(QUANTIZERS):
             raise OSError("this LIC file uses a context model or quantizer that needs a newer pillow-lic")
         tile *= TILE_UNIT
-        if quality_code > MAX_QUALITY_CODE or frames != 1 or flags & _MANY:
+        if quality_code > MAX_QUALITY_CODE or (frames > 1) != bool(flags & _MANY) or not 1 <= frames <= MAX_FRAMES:
             raise OSError("damaged LIC file: impossible values in the header")
         if tile > MAX_TILE or (flags & _TILED and not tile):
             raise OSError("damaged LIC file: impossible size of tiles")
@@ -131,14 +132,44 @@ class Frame:
     alpha: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Animation:
+    """How often to play the frames (0: for ever), and how long to show each, in milliseconds."""
+
+    loop: int = 0
+    durations: tuple[int, ...] = ()
+
+    def pack(self) -> bytes:
+        """The payload of the ANIM chunk; ``ValueError`` for numbers below 0 or above 32 bits."""
+        numbers = (self.loop, *self.durations)
+        if not all(0 <= n < 2**32 for n in numbers):
+            raise ValueError("loop and durations must lie in 0 ... 2**32 - 1")
+        return b"".join(map(write_varint, numbers))
+
+    @classmethod
+    def unpack(cls, payload: bytes, frames: int) -> Animation:
+        """Read the payload of an ANIM chunk; ``OSError`` if it is not of so many frames."""
+        numbers, at = [], 0
+        for _ in range(frames + 1):
+            number, at = read_varint(payload, at)
+            numbers.append(number)
+        if at != len(payload):
+            raise OSError("damaged LIC file: the animation chunk is too long")
+        return cls(numbers[0], tuple(numbers[1:]))
+
+
 def fits_one_tile(width: int, height: int) -> bool:
     """Whether a picture may go without tiles."""
     return -(-width // 16) * -(-height // 16) <= MAX_TILE_POSITIONS
 
 
-def write(header: Header, metadata: Mapping[str, bytes], frames: Sequence[Frame]) -> bytes:
-    """A whole file."""
+def write(
+    header: Header, metadata: Mapping[str, bytes], frames: Sequence[Frame], animation: Animation | None = None
+) -> bytes:
+    """A whole file; with several frames, ``animation`` tells how to show them."""
     parts = [SIGNATURE, bytes((VERSION,)), _chunk(HEAD, header.pack())]
+    if animation is not None:
+        parts.append(_chunk(ANIMATION, animation.pack()))
     for name, data in metadata.items():
         if len(data) > MAX_METADATA:
             raise ValueError(f"{name} has {len(data)} bytes; a LIC file takes at most {MAX_METADATA}")
@@ -157,13 +188,14 @@ def write(header: Header, metadata: Mapping[str, bytes], frames: Sequence[Frame]
 class Reader:
     """Reads a file's chunks in order, each when it is asked for.
 
-    The constructor reads signature and header.  Raises ``SyntaxError`` for another signature and
-    ``OSError`` for damage.
+    The constructor reads signature and header, :meth:`metadata` what stands before the frames.
+    Raises ``SyntaxError`` for another signature and ``OSError`` for damage.
     """
 
     def __init__(self, fp: IO[bytes]) -> None:
         self._fp = fp
-        self.frames_at = 0
+        self.animation: Animation | None = None
+        self._places: list[int] = []
         if fp.read(len(SIGNATURE)) != SIGNATURE:
             raise SyntaxError("not a LIC file")
         version = _exactly(fp, 1)[0]
@@ -175,9 +207,9 @@ class Reader:
         self.header = Header.unpack(self._payload(kind, length))
 
     def metadata(self) -> dict[str, bytes]:
-        """EXIF, ICC profile and XMP, as far as present; leaves the frames unread.
+        """EXIF, ICC profile and XMP, as far as present, and ``animation``; leaves the frames unread.
 
-        Comes before :meth:`frames`; afterwards ``frames_at`` is the position of the first frame.
+        Comes before :meth:`frames` and :meth:`frame`.
         """
         names = {v: k for k, v in METADATA.items()}
         found: dict[str, bytes] = {}
@@ -185,8 +217,13 @@ class Reader:
             start = self._fp.tell()
             kind, length = self._next()
             if kind in (ALPHA, FRAME):
-                self.frames_at = start
+                if (self.header.frames > 1) != (self.animation is not None):
+                    raise OSError("damaged LIC file: several frames and the animation chunk belong together")
+                self._places = [start]
                 return found
+            if kind == ANIMATION and self.animation is None and length <= 5 * (self.header.frames + 1):
+                self.animation = Animation.unpack(self._payload(kind, length), self.header.frames)
+                continue
             if kind not in names:
                 self._skip_unknown(kind, length)
                 continue
@@ -196,15 +233,33 @@ class Reader:
 
     def frames(self) -> Iterator[Frame]:
         """Each frame, its chunks checked against their checksums."""
-        self._fp.seek(self.frames_at)
-        read, alpha = 0, None
-        while read < self.header.frames:
+        for index in range(self.header.frames):
+            yield self.frame(index)
+
+    def frame(self, index: int) -> Frame:
+        """One frame, its chunks checked against their checksums; those before it are passed over."""
+        while len(self._places) <= index:
+            self._fp.seek(self._places[-1])
+            self._next_frame(passing=True)
+            self._places.append(self._fp.tell())
+        self._fp.seek(self._places[index])
+        frame = self._next_frame()
+        if len(self._places) == index + 1:
+            self._places.append(self._fp.tell())
+        return frame
+
+    def _next_frame(self, *, passing: bool = False) -> Frame:
+        alpha = None
+        while True:
             kind, length = self._next()
-            if kind == FRAME:
+            if passing and kind in (ALPHA, FRAME):
+                self._fp.seek(length + 4, 1)
+                if kind == FRAME:
+                    return Frame([])
+            elif kind == FRAME:
                 if (alpha is not None) != self.header.has_alpha:
                     raise OSError("damaged LIC file: transparency is missing, or comes without being announced")
-                yield Frame(_split(self._payload(kind, length), self.header.tiles), alpha)
-                read, alpha = read + 1, None
+                return Frame(_split(self._payload(kind, length), self.header.tiles), alpha)
             elif kind == ALPHA and alpha is None:
                 alpha = self._payload(kind, length)
             else:

@@ -10,12 +10,13 @@ import threading
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
 
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageSequence
+from PIL._util import DeferredError
 
 from pillow_lic.signature import accept
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pillow_lic import container
 
@@ -23,11 +24,11 @@ FORMAT = "LIC"
 MIME = "image/x-lic"
 EXTENSION = ".lic"
 
-SAVE_EXTRAS = frozenset({"exif", "icc_profile", "xmp", "append_images"})
+SAVE_EXTRAS = frozenset({"exif", "icc_profile", "xmp", "append_images", "duration", "loop"})
 
 
 class LicImageFile(ImageFile.ImageFile):
-    """A .lic file.  Opening reads header and metadata; ``load()`` decodes, once, in any thread."""
+    """A .lic file.  Opening reads header and metadata; ``load()`` decodes a frame, once, in any thread."""
 
     format = FORMAT
     format_description = "Learned image codec"
@@ -46,28 +47,50 @@ class LicImageFile(ImageFile.ImageFile):
         self.info.update(reader.metadata())
         self._reader: container.Reader | None = reader
         self._lock = threading.Lock()
+        self._frame, self._loaded = 0, -1
         self.tile = []
+        if reader.animation is not None:
+            self._fp = self.fp  # what the reader goes on reading when another frame is asked for
+            self.info["loop"] = reader.animation.loop
+            self.info["duration"] = reader.animation.durations[0]
+
+    def seek(self, frame: int) -> None:
+        """Make another frame the current one; ``EOFError`` if there is none of that number."""
+        if self._seek_check(frame):
+            if isinstance(self._fp, DeferredError):
+                raise self._fp.ex
+            assert self._reader is not None
+            assert self._reader.animation is not None
+            self._frame = frame
+            self.info["duration"] = self._reader.animation.durations[frame]
+
+    def tell(self) -> int:
+        """The number of the current frame."""
+        return self._frame
 
     def load(self) -> Any:
-        """Decode the pixels, the first time.
+        """Decode the current frame's pixels, the first time.
 
         Raises ``OSError`` if the file is damaged, closed, or its model is not installed.
         """
         with self._lock:
-            if self._reader is not None:
+            if self._reader is not None and self._loaded != self._frame:
                 self._decode(self._reader)
-                self._reader = None
+                self._loaded = self._frame
+                if not self.is_animated:
+                    self._reader = None
         return super().load()
 
     def _decode(self, reader: container.Reader) -> None:
         from pillow_lic import codec
 
-        if self.fp is None or self.fp.closed:
+        source = self._fp if self.is_animated else self.fp
+        if source is None or isinstance(source, DeferredError) or source.closed:
             raise OSError("the LIC file was closed before its pixels were loaded")
-        pixels = codec.decode(reader.header, next(reader.frames()))
+        pixels = codec.decode(reader.header, reader.frame(self._frame))
         # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
-        if self._exclusive_fp:
-            self.fp.close()
+        if self._exclusive_fp and not self.is_animated:
+            source.close()
         self.fp = BytesIO(pixels.tobytes())
         self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)]
         super().load()
@@ -87,6 +110,7 @@ class LicImageFile(ImageFile.ImageFile):
 
     def __setstate__(self, state: list[Any]) -> None:
         self._lock, self._reader = threading.Lock(), None
+        self._frame, self._loaded = 0, 0
         super().__setstate__(state)
 
 
@@ -107,27 +131,62 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     from pillow_lic import options
 
     info = dict(im.encoderinfo)
-    if save_all and (list(info.get("append_images", ())) or getattr(im, "n_frames", 1) > 1):
-        raise ValueError("LIC holds one frame in this version; save the frames one by one")
     opts = options.options_from(info, also_known=SAVE_EXTRAS, stacklevel=5 if save_all else 4)
-    im = in_supported_mode(im)
     if 0 in im.size:
         raise ValueError("cannot write an empty image as LIC")
     # icc_profile=None drops the image's own profile, no icc_profile keeps it.
     metadata = metadata_from({"icc_profile": im.info.get("icc_profile")} | info)
+    if save_all:
+        frames, durations = frames_of([im, *(info.get("append_images") or ())], info.get("duration"))
+    else:
+        frames, durations = [in_supported_mode(im)], [0]
 
     import numpy as np
 
-    from pillow_lic import codec
+    from pillow_lic import codec, container
 
-    fp.write(codec.encode(np.asarray(im), opts, metadata))
+    animation = container.Animation(info.get("loop", im.info.get("loop", 0)), tuple(durations))
+    several = animation if len(frames) > 1 else None
+    fp.write(codec.encode([np.asarray(frame) for frame in frames], opts, metadata, several))
     if hasattr(fp, "flush"):
         fp.flush()
 
 
 def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
-    """Save handler for ``save_all=True``; refuses more than one frame."""
+    """Save handler for ``save_all=True``: all frames of the image and of ``append_images``."""
     save(im, fp, filename, save_all=True)
+
+
+def frames_of(
+    images: Sequence[Image.Image], duration: int | Sequence[int] | None
+) -> tuple[list[Image.Image], list[int]]:
+    """Every frame of some images in one mode, and how long to show each, in milliseconds.
+
+    ``duration``: of all, of each, or None for what the images say.  Raises ``ValueError`` if frames
+    differ in size or durations are too few.
+    """
+    frames, durations = [], []
+    for image in images:
+        before = image.tell()
+        try:
+            for frame in ImageSequence.Iterator(image):
+                frame.load()
+                durations.append(int(frame.info.get("duration", 0)))
+                supported = in_supported_mode(frame)
+                frames.append(supported.copy() if supported is frame else supported)
+        finally:
+            image.seek(before)
+    if any(frame.size != frames[0].size for frame in frames):
+        raise ValueError("all frames of a LIC file must have the same size")
+    if duration is not None:
+        given = [duration] * len(frames) if isinstance(duration, (int, float)) else duration
+        if len(given) != len(frames):
+            raise ValueError(f"duration names {len(given)} frames, but there are {len(frames)}")
+        durations = [int(d) for d in given]
+    modes = {frame.mode for frame in frames}
+    colour = "RGB" if any(m.startswith("RGB") for m in modes) else "L"
+    mode = colour + ("A" if any(m.endswith("A") for m in modes) else "")
+    return [frame if frame.mode == mode else frame.convert(mode) for frame in frames], durations
 
 
 def in_supported_mode(im: Image.Image) -> Image.Image:

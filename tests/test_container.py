@@ -140,7 +140,7 @@ def test_more_tiles_than_bytes_are_refused_before_they_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"width": 0}, {"height": 2**25}, {"quality_code": 1793}, {"frames": 2}, {"tile": 2112}]
+    "change", [{"width": 0}, {"height": 2**25}, {"quality_code": 1793}, {"frames": 2**16 + 1}, {"tile": 2112}]
 )
 def test_impossible_headers(change: dict[str, int]) -> None:
     payload = replace(HEADER, **change).pack()  # type: ignore[arg-type]

@@ -99,16 +99,16 @@ def test_imopen_with_the_plugin(array: np.ndarray, tmp_path: Path) -> None:
             file.read(index=1)
 
 
-def test_one_frame_only(array: np.ndarray) -> None:
+def test_a_batch_of_one_is_a_picture(array: np.ndarray) -> None:
     assert iio.imwrite("<bytes>", [array], extension=".lic") == iio.imwrite("<bytes>", array, extension=".lic")
-    with pytest.raises(ValueError, match="one frame"):
-        iio.imwrite("<bytes>", [array, array], extension=".lic")
+    with pytest.raises(ValueError, match="empty batch"):
+        iio.imwrite("<bytes>", [], extension=".lic")
 
 
 def test_a_second_write_is_refused(array: np.ndarray, tmp_path: Path) -> None:
     with iio.imopen(tmp_path / "x.lic", "w", plugin="LIC") as file:
         file.write(array)
-        with pytest.raises(ValueError, match="one frame"):
+        with pytest.raises(ValueError, match="one batch"):
             file.write(array)
     assert iio.imread(tmp_path / "x.lic").shape == array.shape
 

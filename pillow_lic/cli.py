@@ -103,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--stop-after", type=float, metavar="MINUTES",
                        help="end this call early with a checkpoint; call again to go on")  # fmt: skip
     train.set_defaults(run=_train)
+
+    hook = commands.add_parser("autoload", help="know .lic without an import", description=_autoload.__doc__)
+    hook.add_argument("state", choices=("on", "off", "status"))
+    hook.set_defaults(run=_autoload)
     return parser
 
 
@@ -127,6 +131,20 @@ def _encoder_options(args: argparse.Namespace) -> EncoderOptions:
         return options_from({n: getattr(args, n) for n in _ENCODER_OPTIONS if getattr(args, n) is not None})
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
+
+
+def _autoload(args: argparse.Namespace) -> None:
+    """Let every script of this Python environment open and save .lic files without importing pillow_lic.
+
+    "on" writes a hook into the environment's site-packages that Python runs when it starts: once a script
+    imports Pillow or imageio, .lic is registered. "off" removes it.
+    """
+    from pillow_lic import autoload
+
+    if args.state != "status":
+        (autoload.turn_on if args.state == "on" else autoload.turn_off)()
+    path = autoload.hook()
+    print(f"autoload is {'on' if path.exists() else 'off'} ({path})")
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -14,11 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from pillow_lic import container, options
-from pillow_lic.plugin import info_of, metadata_from
+from pillow_lic.plugin import METADATA, info_of, metadata_from, shown_metadata
 
 Pixels = NDArray[np.uint8]
-
-METADATA = frozenset(container.METADATA)
 
 
 class LicPlugin(PluginV3):
@@ -116,7 +114,7 @@ class LicPlugin(PluginV3):
         header = self._opened().header
         return {
             **info_of(header),
-            **self._metadata,
+            **shown_metadata(self._metadata),
             "mode": header.mode,
             "shape": (header.width, header.height),
             **self._timing(index),

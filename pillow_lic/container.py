@@ -18,7 +18,7 @@ from pillow_lic.signature import SIGNATURE
 VERSION = 1
 
 HEAD, ANIMATION, ALPHA, FRAME = b"HEAD", b"ANIM", b"ALPH", b"FRAM"
-METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm"}
+METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm", "comment": b"cmnt", "dpi": b"dpix"}
 
 MODES = ("L", "RGB", "LA", "RGBA")
 CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase")
@@ -207,7 +207,7 @@ class Reader:
         self.header = Header.unpack(self._payload(kind, length))
 
     def metadata(self) -> dict[str, bytes]:
-        """EXIF, ICC profile and XMP, as far as present, and ``animation``; leaves the frames unread.
+        """What there is of EXIF, ICC profile, XMP, comment and resolution, and ``animation``; no frames yet.
 
         Comes before :meth:`frames` and :meth:`frame`.
         """

@@ -6,6 +6,7 @@ all, is imported when they happen.
 
 from __future__ import annotations
 
+import struct
 import threading
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ FORMAT = "LIC"
 MIME = "image/x-lic"
 EXTENSION = ".lic"
 
-SAVE_EXTRAS = frozenset({"exif", "icc_profile", "xmp", "append_images", "duration", "loop"})
+METADATA = frozenset({"exif", "icc_profile", "xmp", "comment", "dpi"})
+SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop"}
 
 
 class LicImageFile(ImageFile.ImageFile):
@@ -44,7 +46,7 @@ class LicImageFile(ImageFile.ImageFile):
         self.n_frames = header.frames
         self.is_animated = header.frames > 1
         self.info.update(info_of(header))
-        self.info.update(reader.metadata())
+        self.info.update(shown_metadata(reader.metadata()))
         self._reader: container.Reader | None = reader
         self._lock = threading.Lock()
         self._frame, self._loaded = 0, -1
@@ -135,7 +137,7 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     if 0 in im.size:
         raise ValueError("cannot write an empty image as LIC")
     # icc_profile=None drops the image's own profile, no icc_profile keeps it.
-    metadata = metadata_from({"icc_profile": im.info.get("icc_profile")} | info)
+    metadata = metadata_from({k: im.info.get(k) for k in ("icc_profile", "comment")} | info)
     if save_all:
         frames, durations = frames_of([im, *(info.get("append_images") or ())], info.get("duration"))
     else:
@@ -204,7 +206,8 @@ def in_supported_mode(im: Image.Image) -> Image.Image:
 
 
 def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
-    """EXIF (bytes or ``Image.Exif``), ICC profile and XMP among save options, as bytes.
+    """EXIF (bytes or ``Image.Exif``), ICC profile, XMP, comment (bytes or text) and dpi (two numbers) among
+    save options, as bytes.
 
     Raises ``TypeError`` for values of another kind.
     """
@@ -213,12 +216,26 @@ def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
     found = {name: options.get(name) for name in container.METADATA}
     if isinstance(found["exif"], Image.Exif):
         found["exif"] = found["exif"].tobytes()
-    if isinstance(found["xmp"], str):
-        found["xmp"] = found["xmp"].encode("utf-8")
+    for name in ("xmp", "comment"):
+        if isinstance(text := found[name], str):
+            found[name] = text.encode("utf-8")
+    if found["dpi"] is not None:
+        try:
+            found["dpi"] = struct.pack("<2d", *found["dpi"])
+        except (struct.error, TypeError):
+            raise TypeError(f"dpi must be two numbers, not {found['dpi']!r}") from None
     for name, value in found.items():
         if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
             raise TypeError(f"{name} must be bytes, not {type(value).__name__}")
     return {name: bytes(value) for name, value in found.items() if value}
+
+
+def shown_metadata(metadata: Mapping[str, bytes]) -> dict[str, Any]:
+    """A file's metadata as ``im.info`` has them: dpi as two numbers, the rest in bytes."""
+    found: dict[str, Any] = dict(metadata)
+    if len(dpi := found.pop("dpi", b"")) == 16:
+        found["dpi"] = struct.unpack("<2d", dpi)
+    return found
 
 
 def register() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
@@ -159,3 +160,20 @@ def test_hiding_changes_transparent_pixels_only(colour: np.ndarray, values: np.n
         assert len(np.unique(hidden.reshape(-1, 3), axis=0)) == 1
     grey = alpha.hide_transparent(colour[:, :, 0], values)
     assert np.array_equal(grey, hidden[:, :, 0])
+
+
+def test_comment_and_resolution(photo: Image.Image, tmp_path: Path) -> None:
+    info = Image.open(BytesIO(coded(photo, comment="schön", dpi=(300, 299.5)))).info
+    assert (info["comment"], info["dpi"]) == ("schön".encode(), (300.0, 299.5))
+    photo.save(tmp_path / "a.jpg", comment=b"kept", dpi=(72, 72))
+    with Image.open(tmp_path / "a.jpg") as jpeg:
+        info = Image.open(BytesIO(coded(jpeg))).info
+    assert info["comment"] == b"kept"
+    assert "dpi" not in info
+    array = np.asarray(photo)
+    data = iio.imwrite("<bytes>", array, extension=".lic", dpi=(10, 20), comment=b"c")
+    metadata = iio.immeta(data, extension=".lic")
+    assert (metadata["dpi"], metadata["comment"]) == ((10.0, 20.0), b"c")
+    for wrong in (72, ("a", "b"), (1, 2, 3)):
+        with pytest.raises(TypeError, match="dpi must be two numbers"):
+            coded(photo, dpi=wrong)

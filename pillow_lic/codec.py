@@ -168,20 +168,31 @@ def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str
     return found
 
 
-def decode(header: Header, frame: Frame, device: str | None = None) -> Pixels:
+def decode(
+    header: Header, frame: Frame, device: str | None = None, box: tuple[int, int, int, int] | None = None
+) -> Pixels:
     """The pixels of a frame, (H, W) or (H, W, 2 to 4) uint8.
 
-    Raises ``OSError`` if the data are damaged or their model is not installed.
+    ``box`` (left, top, right, bottom) asks for a part of them, for which only the tiles in and next to
+    it are decoded.  Raises ``OSError`` if the data are damaged or their model is not installed.
     """
     model = model_by_identity(header.model_id)
-    on = choose_device(device, header.width * header.height)
-    shape = (header.height, header.width, 3)[: 3 if header.mode.startswith("RGB") else 2]
-    array = np.empty(shape, np.uint8)
+    left, top, right, bottom = box or (0, 0, header.width, header.height)
+    on = choose_device(device, (right - left) * (bottom - top))
+    tiles = tiles_of(header.width, header.height, header.tile)
+    wanted = [(n, tile) for n, tile in enumerate(tiles) if tile.meets(left, top, right, bottom)]
+    first = wanted[0][1]
+    size = (wanted[-1][1].bottom - first.top, wanted[-1][1].right - first.left)
+    origin = (LATENT_STRIDE * first.left, LATENT_STRIDE * first.top)
+    width = min(LATENT_STRIDE * size[1], header.width - origin[0])
+    height = min(LATENT_STRIDE * size[0], header.height - origin[1])
+    array = np.empty((height, width, 3)[: 3 if header.mode.startswith("RGB") else 2], np.uint8)
     with quiet(on):
-        _synthesise(model, header, frame.tiles, array, on)
+        _synthesise(model, header, frame.tiles, dict(wanted), array, on)
+    array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
     if frame.alpha is None:
         return array
-    return np.dstack([array, alpha.unpack(frame.alpha, header.width, header.height)])
+    return np.dstack([array, alpha.unpack(frame.alpha, header.width, header.height)[top:bottom, left:right]])
 
 
 def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
@@ -310,27 +321,39 @@ def _contexts(model: Model, wanted: str | None) -> list[str]:
 # -- decoder -------------------------------------------------------------------------------
 
 
-def _synthesise(model: Model, header: Header, coded: Sequence[bytes], array: Pixels, device: torch.device) -> None:
-    """Decode every tile's latents, and its pixels once the tiles around it are decoded too.
+def _synthesise(
+    model: Model,
+    header: Header,
+    coded: Sequence[bytes],
+    wanted: Mapping[int, Tile],
+    array: Pixels,
+    device: torch.device,
+) -> None:
+    """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them.
 
-    Latents are kept for three rows of tiles at a time.
+    Each tile's pixels are made once the latents around it are decoded too; latents are kept for three
+    rows of tiles at a time.
     """
-    tiles = list(tiles_of(header.width, header.height, header.tile))
     h, w = latent_size(header.height), latent_size(header.width)
+    waiting = list(wanted.values())
+    first, last = waiting[0], waiting[-1]
+    near = Tile(0, first.top, last.bottom, first.left, last.right).grown(model.arch.synthesis_margin, h, w)
     latents: dict[int, Tensor] = {}
-    done = 0
-    for tile, data in zip(tiles, coded, strict=True):
+    for number, tile in enumerate(tiles_of(header.width, header.height, header.tile)):
+        if not tile.meets(*(LATENT_STRIDE * n for n in (near.left, near.top, near.right, near.bottom))):
+            continue
         if tile.row not in latents:
             rows = (model.arch.latents, tile.bottom - tile.top, w)
             latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=device)
             latents.pop(tile.row - 3, None)
-        latents[tile.row][:, :, tile.left : tile.right] = _latents(model, header, tile, data, device)
-        if tile.right == w:
-            last = tile.bottom == h
-            while done < len(tiles) and (last or tiles[done].row < tile.row):
-                _put_tile(model, header, tiles[done], latents, array)
-                done += 1
-                _report(done, header.tiles)
+        latents[tile.row][:, :, tile.left : tile.right] = _latents(model, header, tile, coded[number], device)
+        if tile.right >= near.right:
+            while waiting and (tile.bottom >= near.bottom or waiting[0].row < tile.row):
+                done = waiting.pop(0)
+                place = Tile(done.row, done.top - first.top, done.bottom - first.top,
+                             done.left - first.left, done.right - first.left)  # fmt: skip
+                put_pixels(array, place, _pixels(model, header, done, latents))
+                _report(len(wanted) - len(waiting), len(wanted))
 
 
 def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
@@ -341,8 +364,8 @@ def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torc
     return scalar.dequantise(steps, found.priors.mean) * gain
 
 
-def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor], array: Pixels) -> None:
-    """Synthesise one tile's pixels from its latents and a margin of its neighbours'."""
+def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
+    """One tile's pixels (3, H, W), synthesised from its latents and a margin of its neighbours'."""
     h, w = latent_size(header.height), latent_size(header.width)
     step = header.tile // LATENT_STRIDE or max(h, w)
     around = tile.grown(min(model.arch.synthesis_margin, step), h, w)
@@ -351,9 +374,9 @@ def _put_tile(model: Model, header: Header, tile: Tile, latents: Mapping[int, Te
     y = torch.cat(rows, dim=1)[:, around.top - first * step : around.bottom - first * step]
     y = y[None].contiguous(memory_format=torch.channels_last)
     network = model.synthesis(y.device, block_dtype(y.device))
-    output = network(y, _quality(header, y.device))[0]
+    output: Tensor = network(y, _quality(header, y.device))[0]
     top, left = LATENT_STRIDE * (tile.top - around.top), LATENT_STRIDE * (tile.left - around.left)
-    put_pixels(array, tile, output[:, top:, left:])
+    return output[:, top:, left:]
 
 
 # -- shared --------------------------------------------------------------------------------

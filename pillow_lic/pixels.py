@@ -30,6 +30,11 @@ class Tile:
     left: int
     right: int
 
+    def meets(self, left: int, top: int, right: int, bottom: int) -> bool:
+        """Whether any of its pixels lies in a box of pixels."""
+        s = LATENT_STRIDE
+        return self.top * s < bottom and self.bottom * s > top and self.left * s < right and self.right * s > left
+
     def grown(self, margin: int, height: int, width: int) -> Tile:
         """The tile with a margin on every side, as far as there are latents."""
         return Tile(

@@ -83,6 +83,34 @@ class LicImageFile(ImageFile.ImageFile):
                     self._reader = None
         return super().load()
 
+    def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+        """A part of the image; before the pixels are loaded, only the tiles it needs are decoded."""
+        if box is not None and self._loaded != self._frame and self._reader is not None:
+            left, top, right, bottom = (round(n) for n in box)
+            if 0 <= left < right <= self.width and 0 <= top < bottom <= self.height:
+                return self.read_region((left, top, right, bottom))
+        return super().crop(box)
+
+    def read_region(self, box: tuple[int, int, int, int]) -> Image.Image:
+        """The pixels of a box (left, top, right, bottom) inside the image, without loading the rest.
+
+        Raises ``ValueError`` for a box that is empty or reaches outside, ``OSError`` as ``load()`` does.
+        """
+        import numpy as np
+
+        from pillow_lic import codec
+
+        left, top, right, bottom = box
+        if not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):
+            raise ValueError(f"the region {box} does not lie inside the image of {self.width}x{self.height} pixels")
+        if self._loaded == self._frame or self._reader is None:
+            return super().crop(box)
+        with self._lock:
+            pixels = codec.decode(self._reader.header, self._reader.frame(self._frame), box=box)
+        region = Image.fromarray(np.ascontiguousarray(pixels))
+        region.info = self.info.copy()
+        return region
+
     def _decode(self, reader: container.Reader) -> None:
         from pillow_lic import codec
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pillow_lic import codec, container, devices
 from pillow_lic.models.loading import load_model
 from pillow_lic.options import EncoderOptions
-from pillow_lic.pixels import latent_size, tiles_of
+from pillow_lic.pixels import latent_size, put_pixels, tiles_of
 from pillow_lic.symbols import decode_symbols, pack
 from pillow_lic.training import probabilities
 
@@ -98,11 +98,12 @@ def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None
     y = torch.from_numpy(rng.normal(size=(model.arch.latents, h, w)).astype(np.float32)) * 20
     whole, tiled = np.empty_like(array), np.empty_like(array)
     with torch.inference_mode():
-        codec._put_tile(model, header, next(iter(tiles_of(256, 192, 0))), {0: y}, whole)
+        tile = next(iter(tiles_of(256, 192, 0)))
+        put_pixels(whole, tile, codec._pixels(model, header, tile, {0: y}))
         split = container.Header(256, 192, "RGB", model.identity, 600, tile=64)
         rows = {n: y[:, 4 * n : 4 * n + 4] for n in range(3)}
         for tile in tiles_of(256, 192, 64):
-            codec._put_tile(model, split, tile, rows, tiled)
+            put_pixels(tiled, tile, codec._pixels(model, split, tile, rows))
     assert np.abs(whole.astype(int) - tiled).max() <= 1
 
 

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from conftest import coded
+from PIL import Image
+
+from pillow_lic import codec
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(BytesIO(data))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("tile", [0, 64])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 1, 1), (60, 60, 70, 70), (100, 5, 256, 192), (0, 0, 256, 192), (255, 191, 256, 192)]
+)
+def test_a_region_is_that_of_the_whole(
+    photo: Image.Image, mode: str, tile: int, box: tuple[int, int, int, int]
+) -> None:
+    image = photo.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+    data = coded(image, tile=tile)
+    whole = opened(data)
+    whole.load()
+    for region in (opened(data).read_region(box), opened(data).crop(box)):
+        assert region.mode == mode
+        assert np.array_equal(np.asarray(region), np.asarray(whole.crop(box)))
+    assert np.array_equal(np.asarray(whole.read_region(box)), np.asarray(whole.crop(box)))
+
+
+def test_only_the_tiles_in_and_around_it_are_decoded(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = coded(photo, tile=64)
+    latents, pixels = [], []
+    decode, synthesise = codec._latents, codec._pixels
+    monkeypatch.setattr(codec, "_latents", lambda *a: latents.append(a[2]) or decode(*a))
+    monkeypatch.setattr(codec, "_pixels", lambda *a: pixels.append(a[2]) or synthesise(*a))
+    opened(data).read_region((70, 70, 80, 80))
+    assert (len(latents), len(pixels)) == (9, 1)
+    latents.clear()
+    opened(data).read_region((0, 0, 10, 10))
+    assert len(latents) == 4
+
+
+def test_a_crop_leaves_the_image_lazy_and_usable(photo: Image.Image) -> None:
+    image = opened(coded(photo, tile=64))
+    part = image.crop((10, 10, 50, 40))
+    image.load()
+    assert np.array_equal(np.asarray(part), np.asarray(image.crop((10, 10, 50, 40))))
+    beyond = opened(coded(photo, tile=64)).crop((-5, -5, 20, 20))
+    assert beyond.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_regions_of_frames(photo: Image.Image) -> None:
+    image = opened(coded(photo, append_images=[photo.transpose(Image.Transpose.ROTATE_180)], tile=64))
+    image.seek(1)
+    region = image.read_region((64, 64, 100, 100))
+    assert np.array_equal(np.asarray(region), np.asarray(image)[64:100, 64:100])
+
+
+@pytest.mark.parametrize("box", [(5, 5, 5, 9), (-1, 0, 5, 5), (0, 0, 257, 10)])
+def test_impossible_regions(photo: Image.Image, box: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="does not lie inside the image of 256x192"):
+        opened(coded(photo)).read_region(box)

@@ -10,6 +10,11 @@ from PIL import Image
 from pillow_lic import codec
 
 
+Box = tuple[int, int, int, int]
+
+BOXES = [(0, 0, 1, 1), (60, 60, 70, 70), (100, 5, 256, 192), (0, 0, 256, 192), (255, 191, 256, 192)]
+
+
 def opened(data: bytes) -> Image.Image:
     return Image.open(BytesIO(data))
 
@@ -19,9 +24,7 @@ def opened(data: bytes) -> Image.Image:
 @pytest.mark.parametrize(
     "box", [(0, 0, 1, 1), (60, 60, 70, 70), (100, 5, 256, 192), (0, 0, 256, 192), (255, 191, 256, 192)]
 )
-def test_a_region_is_that_of_the_whole(
-    photo: Image.Image, mode: str, tile: int, box: tuple[int, int, int, int]
-) -> None:
+def test_a_region_is_that_of_the_whole(photo: Image.Image, mode: str, tile: int, box: Box) -> None:
     image = photo.convert(mode)
     if mode == "RGBA":
         image.putalpha(Image.linear_gradient("L").resize(image.size))

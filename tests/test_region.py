@@ -9,7 +9,6 @@ from PIL import Image
 
 from pillow_lic import codec
 
-
 Box = tuple[int, int, int, int]
 
 BOXES = [(0, 0, 1, 1), (60, 60, 70, 70), (100, 5, 256, 192), (0, 0, 256, 192), (255, 191, 256, 192)]
@@ -21,9 +20,7 @@ def opened(data: bytes) -> Image.Image:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 @pytest.mark.parametrize("tile", [0, 64])
-@pytest.mark.parametrize(
-    "box", [(0, 0, 1, 1), (60, 60, 70, 70), (100, 5, 256, 192), (0, 0, 256, 192), (255, 191, 256, 192)]
-)
+@pytest.mark.parametrize("box", BOXES)
 def test_a_region_is_that_of_the_whole(photo: Image.Image, mode: str, tile: int, box: Box) -> None:
     image = photo.convert(mode)
     if mode == "RGBA":

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from pillow_lic import container, options
-from pillow_lic.plugin import METADATA, info_of, metadata_from, shown_metadata
+from pillow_lic.plugin import METADATA, info_of, mask_from, metadata_from, shown_metadata
 
 Pixels = NDArray[np.uint8]
 
@@ -84,7 +84,7 @@ class LicPlugin(PluginV3):
         frames = builtins.list(map(_picture, ndimage if batched else [ndimage]))  # type: ignore[arg-type]
         if not frames:
             raise ValueError("cannot write an empty batch as LIC")
-        opts = options.options_from(kwargs, also_known=METADATA | {"duration", "loop"})
+        opts = options.options_from(kwargs, also_known=METADATA | {"duration", "loop", "roi"})
         animation = None
         if len(frames) > 1:
             duration = kwargs.get("duration", 0)
@@ -92,7 +92,9 @@ class LicPlugin(PluginV3):
             if len(durations) != len(frames):
                 raise ValueError(f"duration names {len(durations)} frames, but there are {len(frames)}")
             animation = container.Animation(int(kwargs.get("loop", 0)), tuple(map(int, durations)))
-        data = codec.encode(frames, opts, metadata_from(kwargs), animation)
+        roi = mask_from(kwargs.get("roi"), Image.fromarray(frames[0]))
+        mask = None if roi is None else np.asarray(roi)
+        data = codec.encode(frames, opts, metadata_from(kwargs), animation, mask)
         self.request.get_file().write(data)
         self._written = True
         return data if self.request._uri_type == URI_BYTES else None

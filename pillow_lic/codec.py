@@ -37,7 +37,7 @@ from pillow_lic.pixels import (
     tile_pixels,
     tiles_of,
 )
-from pillow_lic.quantizers import scalar
+from pillow_lic.quantizers import adaptive, scalar
 from pillow_lic.search.refine import STEPS
 from pillow_lic.search.target import largest
 from pillow_lic.search.tile import improve
@@ -60,10 +60,12 @@ def encode(
     opts: EncoderOptions,
     metadata: Mapping[str, bytes] | None = None,
     animation: Animation | None = None,
+    roi: Pixels | None = None,
 ) -> bytes:
     """Code a picture, (H, W) or (H, W, 2 to 4) uint8 pixels, or several of one shape, as a LIC file.
 
-    The last of 2 or 4 channels is alpha.  Raises ``TypeError`` and ``ValueError`` for pixels that LIC
+    The last of 2 or 4 channels is alpha.  ``roi`` (H, W) is a mask: what lies under its bright parts gets
+    finer steps, under its dark parts coarser ones.  Raises ``TypeError`` and ``ValueError`` for pixels that LIC
     does not take, for models that are not installed and for targets out of reach.
     """
     pictures = [frames] if isinstance(frames, np.ndarray) else list(frames)
@@ -76,11 +78,15 @@ def encode(
     if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     header = Header(
-        width, height, mode, model.identity, opts.quality_code, "none", _quantizer(model, opts), side, len(pictures)
-    )
+        width, height, mode, model.identity, opts.quality_code, "none", _quantizer(model, opts), side, len(pictures),
+        adaptive=roi is not None,
+    )  # fmt: skip
+    if roi is not None and (roi.dtype != np.uint8 or roi.shape != (height, width)):
+        raise ValueError(f"roi must be an 8-bit grey picture of {width}x{height} pixels")
     if len(pictures) > 1 and animation is None:
         animation = Animation(0, (0,) * len(pictures))
     coded = [_split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
+    levels = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
     contexts = _contexts(model, opts.context)
     device = choose_device(opts.device, width * height)
 
@@ -88,7 +94,7 @@ def encode(
         there, names, effort = replace(header, quality_code=code), contexts, opts.effort
         if quickly:
             names, effort = ["none"], 0
-        best, found = _encode(model, coded, there, names, effort, device)
+        best, found = _encode(model, coded, there, levels, names, effort, device)
         return container.write(replace(there, context=best), metadata or {}, found, animation)
 
     with quiet(device):
@@ -113,6 +119,7 @@ def _encode(
     model: Model,
     pictures: Sequence[tuple[Pixels, bytes | None]],
     header: Header,
+    levels: adaptive.Levels | None,
     contexts: Sequence[str],
     effort: int,
     device: torch.device,
@@ -124,7 +131,7 @@ def _encode(
     done = 0
     for array, _ in pictures:
         tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
-        for part in _analysed(model, array, header, device, searching=units > 1):
+        for part in _analysed(model, array, header, device, levels, searching=units > 1):
             tile = part.coded
             if units > 1:
                 tile = _search(model, part, header, contexts, effort, (done, total))
@@ -239,11 +246,19 @@ class _Part:
 
 def analyse(model: Model, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
     """The symbols of each tile in turn."""
-    for part in _analysed(model, array, header, device, searching=False):
+    for part in _analysed(model, array, header, device, None, searching=False):
         yield part.coded
 
 
-def _analysed(model: Model, array: Pixels, header: Header, device: torch.device, *, searching: bool) -> Iterator[_Part]:
+def _analysed(
+    model: Model,
+    array: Pixels,
+    header: Header,
+    device: torch.device,
+    levels: adaptive.Levels | None,
+    *,
+    searching: bool,
+) -> Iterator[_Part]:
     """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
     w, h = latent_size(header.width), latent_size(header.height)
     analysis = model.analysis(device, block_dtype(device))
@@ -254,7 +269,8 @@ def _analysed(model: Model, array: Pixels, header: Header, device: torch.device,
         around = tile.grown(model.arch.analysis_margin + margin, h, w)
         pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
         y = analysis(pixels, quality) * gain
-        coded = quantise(model, _crop(y, tile, around), header.quality_code, quality, header.quantizer)
+        own = None if levels is None else adaptive.of_tile(levels, tile)
+        coded = quantise(model, _crop(y, tile, around), header.quality_code, quality, header.quantizer, own)
         yield _Part(tile, coded, around, pixels, y)
 
 
@@ -282,6 +298,7 @@ def _search(
             inverse_gain=model.inverse_gain(options.quality_of(header.quality_code)).to(device),
             weight=float(rate_weight(quality)),
             measure=model.distortion,
+            factor=None if priors.factor is None else priors.factor.clone(),
         )
         if not view.measurable or not bool(view.coded.any()):
             return part.coded
@@ -289,7 +306,7 @@ def _search(
         return improve(
             model,
             part.coded,
-            _crop(y, part.place, near)[0] - view.mean,
+            _crop(y, part.place, near)[0] * (1 if view.factor is None else view.factor) - view.mean,
             view,
             contexts,
             header.quality_code,
@@ -361,7 +378,8 @@ def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torc
     found = decode_symbols(model, header, tile, data, device)
     steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
-    return scalar.dequantise(steps, found.priors.mean) * gain
+    y = scalar.dequantise(steps, found.priors.mean) * gain
+    return y if found.priors.factor is None else y / found.priors.factor
 
 
 def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:

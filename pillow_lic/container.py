@@ -37,6 +37,7 @@ MAX_TILE_POSITIONS = (MAX_TILE // 16) ** 2
 """Latent positions of a tile: what a decoder works on at once, about 300 MB."""
 
 _TILED, _MANY = 64, 128
+_ADAPTIVE = 128
 _PIECE = 2**20
 
 
@@ -44,7 +45,8 @@ _PIECE = 2**20
 class Header:
     """What ``Image.open`` needs to know, and what the decoder needs before the first symbol.
 
-    ``tile`` is the side of the tiles in pixels, 0 if every frame is one tile.
+    ``tile`` is the side of the tiles in pixels, 0 if every frame is one tile; ``adaptive``: whether
+    tiles have levels of quality.
     """
 
     width: int
@@ -56,6 +58,7 @@ class Header:
     quantizer: str = "scalar"
     tile: int = 0
     frames: int = 1
+    adaptive: bool = False
 
     @property
     def has_alpha(self) -> bool:
@@ -72,7 +75,7 @@ class Header:
     def pack(self) -> bytes:
         """The payload of the HEAD chunk."""
         kind = MODES.index(self.mode) | (_TILED if self.tile else 0) | (_MANY if self.frames > 1 else 0)
-        coding = CONTEXTS.index(self.context) | QUANTIZERS.index(self.quantizer) << 4
+        coding = CONTEXTS.index(self.context) | QUANTIZERS.index(self.quantizer) << 4 | self.adaptive * _ADAPTIVE
         return b"".join(
             (
                 write_varint(self.width),
@@ -108,7 +111,7 @@ class Header:
             raise OSError(f"damaged LIC file: impossible size {width}x{height}")
         if kind >= len(MODES):
             raise OSError(f"this LIC file has a pixel mode (code {kind}) that needs a newer pillow-lic")
-        context, quantizer = coding & 15, coding >> 4
+        context, quantizer = coding & 15, (coding & ~_ADAPTIVE) >> 4
         if context >= len(CONTEXTS) or quantizer >= len(QUANTIZERS):
             raise OSError("this LIC file uses a context model or quantizer that needs a newer pillow-lic")
         tile *= TILE_UNIT
@@ -120,7 +123,7 @@ class Header:
             raise OSError(f"damaged LIC file: {width}x{height} pixels without tiles")
         return cls(
             width, height, MODES[kind], model_id, quality_code,
-            CONTEXTS[context], QUANTIZERS[quantizer], tile, frames,
+            CONTEXTS[context], QUANTIZERS[quantizer], tile, frames, bool(coding & _ADAPTIVE),
         )  # fmt: skip
 
 

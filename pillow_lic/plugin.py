@@ -26,7 +26,7 @@ MIME = "image/x-lic"
 EXTENSION = ".lic"
 
 METADATA = frozenset({"exif", "icc_profile", "xmp", "comment", "dpi"})
-SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop"}
+SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop", "roi"}
 
 
 class LicImageFile(ImageFile.ImageFile):
@@ -177,7 +177,9 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
 
     animation = container.Animation(info.get("loop", im.info.get("loop", 0)), tuple(durations))
     several = animation if len(frames) > 1 else None
-    fp.write(codec.encode([np.asarray(frame) for frame in frames], opts, metadata, several))
+    roi = mask_from(info.get("roi"), im)
+    mask = None if roi is None else np.asarray(roi)
+    fp.write(codec.encode([np.asarray(frame) for frame in frames], opts, metadata, several, mask))
     if hasattr(fp, "flush"):
         fp.flush()
 
@@ -185,6 +187,24 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
 def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     """Save handler for ``save_all=True``: all frames of the image and of ``append_images``."""
     save(im, fp, filename, save_all=True)
+
+
+def mask_from(roi: Any, im: Image.Image) -> Image.Image | None:
+    """A mask of the image's size in mode L from an image, an array, or a function of the image that gives one.
+
+    Raises ``TypeError`` for anything else and ``ValueError`` for another size.
+    """
+    found = roi(im) if callable(roi) else roi
+    if found is None:
+        return None
+    if not isinstance(found, Image.Image):
+        try:
+            found = Image.fromarray(found)
+        except (TypeError, AttributeError, KeyError):
+            raise TypeError(f"roi must be an image or an 8-bit array, not {type(found).__name__}") from None
+    if found.size != im.size:
+        raise ValueError(f"roi has {found.width}x{found.height} pixels, the image {im.width}x{im.height}")
+    return found if found.mode == "L" else found.convert("L")
 
 
 def frames_of(

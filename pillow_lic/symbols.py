@@ -20,18 +20,9 @@ from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model
 from pillow_lic.pixels import Tile, pad_to_multiple
-from pillow_lic.quantizers import e8, scalar
+from pillow_lic.quantizers import adaptive, e8, scalar
+from pillow_lic.quantizers.adaptive import Levels, Priors
 from pillow_lic.quantizers.e8 import Lattice
-
-
-@dataclass(frozen=True)
-class Priors:
-    """What h_s says of y: means (64ths of a step) and table indices, (M, h, w) each, and its last
-    hidden layer (hyper_channels, h, w), all integers."""
-
-    mean: Tensor
-    index: Tensor
-    hidden: Tensor
 
 
 @dataclass(frozen=True)
@@ -43,6 +34,7 @@ class CodedTile:
     y: Symbols
     priors: Priors
     lattice: Lattice | None = None
+    levels: Levels | None = None
 
     @property
     def steps(self) -> NDArray[np.float32]:
@@ -53,8 +45,15 @@ class CodedTile:
         return steps
 
 
-def quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor, quantizer: str = "scalar") -> CodedTile:
-    """Symbols of z and y for latents (1, M, h, w) in steps."""
+def quantise(
+    model: Model,
+    y: Tensor,
+    quality_code: int,
+    quality: Tensor,
+    quantizer: str = "scalar",
+    levels: Levels | None = None,
+) -> CodedTile:
+    """Symbols of z and y for latents (1, M, h, w) in nominal steps; ``levels`` make steps finer or coarser."""
     device = y.device
     exact = model.hyper_synthesis(device)
     z_gain, z_mean, z_index = exact.z_prior(quality_code)
@@ -62,13 +61,14 @@ def quantise(model: Model, y: Tensor, quality_code: int, quality: Tensor, quanti
     steps = z * (2.0**10 / z_gain)[:, None, None] - (z_mean / 2.0**6)[:, None, None]
     z_indices = _spread(z_index, z.shape)
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
-    priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device)
-    tile = CodedTile(z_symbols, z_indices, np.zeros(0, np.int16), priors)
+    priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device).adapted(levels, len(model.tables))
+    tile = CodedTile(z_symbols, z_indices, np.zeros(0, np.int16), priors, levels=levels)
     if quantizer == "e8":
         members = e8.members_of(priors.index.cpu().numpy(), model.lattice_index)
         lattice = Lattice(members, np.zeros(len(members), np.uint8), tuple(priors.index.shape))
         tile = replace(tile, lattice=lattice)
-    return with_residual(model, tile, y[0] - priors.mean.to(y.dtype) / 2**MEAN_BITS)
+    steps = y[0] if priors.factor is None else y[0] * priors.factor
+    return with_residual(model, tile, steps - priors.mean.to(y.dtype) / 2**MEAN_BITS)
 
 
 def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
@@ -85,6 +85,8 @@ def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
 def pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:
     """A tile's bytes: the checksum of its symbols, then the range coder's stream."""
     coder = SymbolEncoder()
+    if tile.levels is not None:
+        adaptive.encode(coder, tile.levels)
     coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
     if tile.lattice is not None:
         coder.encode_bits(tile.lattice.coset)
@@ -103,10 +105,12 @@ def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device
     size = (tile.bottom - tile.top, tile.right - tile.left)
     z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
     coder = SymbolDecoder(data[4:])
+    levels = adaptive.decode(coder, *z_shape[1:]) if header.adaptive else None
     z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
     z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
-    priors = priors_of(model, z, header.quality_code, size, device)
-    found = CodedTile(z, z_index, np.zeros(0, np.int16), priors, _decode_lattice(model, header, coder, priors))
+    priors = priors_of(model, z, header.quality_code, size, device).adapted(levels, len(model.tables))
+    lattice = _decode_lattice(model, header, coder, priors)
+    found = CodedTile(z, z_index, np.zeros(0, np.int16), priors, lattice, levels)
     if header.context == "none" and found.lattice is None:
         y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
     else:
@@ -161,4 +165,6 @@ def _checksum(tile: CodedTile) -> int:
     checksum = zlib.crc32(tile.y.astype("<i2").tobytes(), checksum)
     if tile.lattice is not None:
         checksum = zlib.crc32(tile.lattice.coset.tobytes(), checksum)
+    if tile.levels is not None:
+        checksum = zlib.crc32(tile.levels.tobytes(), checksum)
     return zlib.crc32(flat(tile.priors.mean).astype("<i4").tobytes(), checksum)

@@ -231,7 +231,7 @@ def test_pixels_of_other_kinds_are_refused() -> None:
     with pytest.raises(TypeError, match="uint8"):
         codec.encode(np.zeros((4, 4), np.float32), opts)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shape"):
-        codec.encode(np.zeros((4, 4, 4), np.uint8), opts)
+        codec.encode(np.zeros((4, 4, 5), np.uint8), opts)
     with pytest.raises(ValueError, match="empty"):
         codec.encode(np.zeros((0, 4), np.uint8), opts)
 

@@ -24,7 +24,8 @@ class TileView:
     top, left     where the tile lies in them
     mean, coded   of the tile's own latents (M, th, tw): float steps, and which are coded at all
     inverse_gain  (M, 1, 1)
-    weight        lambda: bits a pixel for each unit of mean distortion
+    factor        (h, w): how many times finer than nominal the tile's own steps are, or None
+    weight        lambda: bits a pixel for each unit of mean distortion; of squared error more where steps are finer
     measure       one of :data:`DISTORTIONS`
     """
 
@@ -38,6 +39,7 @@ class TileView:
     inverse_gain: Tensor
     weight: float
     measure: str
+    factor: Tensor | None = None
 
     @property
     def measurable(self) -> bool:
@@ -50,9 +52,15 @@ class TileView:
         h, w = self.mean.shape[1:]
         below, right = self.around.shape[2] - self.top - h, self.around.shape[3] - self.left - w
         place = (self.left, right, self.top, below)
-        own = torch.nn.functional.pad(symbols + self.mean, place)
+        steps = symbols + self.mean
+        own = torch.nn.functional.pad(steps if self.factor is None else steps / self.factor, place)
         inside = torch.nn.functional.pad(torch.ones_like(self.mean[:1], dtype=torch.bool), place)
         latents = torch.where(inside, own, self.around[0]) * self.inverse_gain
         output = self.synthesis(latents[None].contiguous(memory_format=torch.channels_last))
         area = output.shape[2] * output.shape[3]
+        if self.factor is not None and self.measure == "mse":
+            # What the encoder was asked for: squared errors count by the square of the steps' fineness.
+            spread = torch.nn.functional.pad(self.factor, place, value=1.0)[None, None].square()
+            weights = torch.nn.functional.interpolate(spread, scale_factor=output.shape[2] // spread.shape[2])
+            return (weights * (output.float() - self.pixels).square()).sum() * (self.weight / 3)
         return DISTORTIONS[self.measure](output.float(), self.pixels).sum() * (self.weight * area)

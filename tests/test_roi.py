@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from io import BytesIO
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from conftest import coded, pixels_of, psnr
+from PIL import Image
+
+import pillow_lic
+from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
+from pillow_lic.models.hyperprior import SCALE_STEP
+from pillow_lic.quantizers import adaptive
+
+
+@pytest.fixture
+def mask(photo: Image.Image) -> Image.Image:
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (64, 0, 192, 128))
+    return mask
+
+
+def inside(picture: object) -> np.ndarray:
+    return np.asarray(picture)[:128, 64:192]
+
+
+def outside(picture: object) -> np.ndarray:
+    return np.asarray(picture)[128:]
+
+
+@pytest.mark.parametrize("effort", [0, 1])
+@pytest.mark.parametrize("tile", [0, 128])
+def test_bits_go_where_the_mask_is_bright(photo: Image.Image, mask: Image.Image, effort: int, tile: int) -> None:
+    size = 6000
+    even = pixels_of(coded(photo, target_size=size, effort=effort, tile=tile))
+    data = coded(photo, target_size=size, effort=effort, tile=tile, roi=mask)
+    assert 0.97 * size < len(data) <= size
+    shown = pixels_of(data)
+    assert psnr(inside(shown), inside(photo)) > psnr(inside(even), inside(photo)) + 1
+    assert psnr(outside(shown), outside(photo)) < psnr(outside(even), outside(photo)) - 1
+
+
+def test_masks_of_every_kind(photo: Image.Image, mask: Image.Image) -> None:
+    data = coded(photo, roi=mask)
+    assert coded(photo, roi=np.asarray(mask)) == data
+    assert coded(photo, roi=lambda im: mask.resize(im.size)) == data
+    assert coded(photo, roi=mask.convert("RGB")) == data
+    with pytest.raises(ValueError, match="roi has 5x5 pixels, the image 256x192"):
+        coded(photo, roi=mask.resize((5, 5)))
+    with pytest.raises(TypeError, match="roi must be an image or an 8-bit array, not str"):
+        coded(photo, roi="mask.png")
+
+
+def test_an_even_mask_is_another_quality(photo: Image.Image) -> None:
+    fine, coarse = (coded(photo, quality=4, roi=Image.new("L", photo.size, value)) for value in (255, 0))
+    assert len(fine) > len(coded(photo, quality=5))
+    assert len(coarse) < len(coded(photo, quality=3))
+    assert len(coded(photo, roi=Image.new("L", photo.size, 128))) <= len(coded(photo)) + 8
+
+
+def test_other_contexts_and_regions(photo: Image.Image, mask: Image.Image) -> None:
+    data = coded(photo, roi=mask, tile=64)
+    expected = pixels_of(data)
+    assert np.array_equal(pixels_of(pillow_lic.transcode(data, "auto")), expected)
+    region = Image.open(BytesIO(data)).read_region((100, 50, 200, 150))
+    assert np.array_equal(np.asarray(region), expected[50:150, 100:200])
+
+
+def test_levels_come_back() -> None:
+    rng = np.random.default_rng(1)
+    levels = rng.integers(-16, 17, (7, 9)).astype(np.int8)
+    encoder = SymbolEncoder()
+    adaptive.encode(encoder, levels)
+    data = encoder.finish()
+    assert np.array_equal(adaptive.decode(SymbolDecoder(data), 7, 9), levels)
+    even = SymbolEncoder()
+    adaptive.encode(even, np.zeros((12, 8), np.int8))
+    assert len(even.finish()) <= 8
+
+
+def test_levels_out_of_range_are_damage() -> None:
+    encoder = SymbolEncoder()
+    encoder.encode(np.array([10, 9], np.int32), np.zeros(2, np.uint8), adaptive._tables())
+    with pytest.raises(OSError, match="level of quality is out of range"):
+        adaptive.decode(SymbolDecoder(encoder.finish()), 1, 2)
+
+
+def test_factors_are_rungs_of_the_ladder() -> None:
+    wanted = 65536 * np.exp(SCALE_STEP * np.arange(-16, 17))
+    assert np.abs(np.array(adaptive.FACTORS) - wanted).max() <= 0.51
+
+
+def test_levels_of_a_mask() -> None:
+    mask = np.zeros((70, 130), np.uint8)
+    mask[:, 64:128] = 255
+    assert adaptive.levels_of(mask, 5, 9).tolist() == [[-8, 8, -8], [-8, 8, -8]]
+
+
+def test_imageio_takes_a_mask(photo: Image.Image, mask: Image.Image) -> None:
+    data = iio.imwrite("<bytes>", np.asarray(photo), extension=".lic", roi=np.asarray(mask))
+    assert np.array_equal(pixels_of(data), pixels_of(coded(photo, roi=mask)))

@@ -92,8 +92,9 @@ class LicPlugin(PluginV3):
             if len(durations) != len(frames):
                 raise ValueError(f"duration names {len(durations)} frames, but there are {len(frames)}")
             animation = container.Animation(int(kwargs.get("loop", 0)), tuple(map(int, durations)))
-        roi = mask_from(kwargs.get("roi"), Image.fromarray(frames[0]))
-        mask = None if roi is None else np.asarray(roi)
+        mask = None
+        if kwargs.get("roi") is not None:
+            mask = np.asarray(mask_from(kwargs["roi"], Image.fromarray(frames[0])))
         data = codec.encode(frames, opts, metadata_from(kwargs), animation, mask)
         self.request.get_file().write(data)
         self._written = True

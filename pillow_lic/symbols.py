@@ -41,7 +41,7 @@ class CodedTile:
         """How many steps y lies from its means, (M, h, w): the symbols, and half a step where a lattice says so."""
         steps: NDArray[np.float32] = self.y.astype(np.float32)
         if self.lattice is not None:
-            steps[self.lattice.half] += 0.5
+            steps += self.lattice.half.view(np.int8) * np.float32(0.5)
         return steps
 
 

@@ -38,7 +38,7 @@ def test_info(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["info", "--verify", str(target)]) == 0
     out = capsys.readouterr().out
-    for part in ("256 x 192, RGB", " bpp", "2.5", "context none", "exif (", "checksums right"):
+    for part in ("256 x 192, RGB", " bpp", "2.5", "context staircase", "exif (", "checksums right"):
         assert part in out
 
 

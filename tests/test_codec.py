@@ -24,7 +24,7 @@ def symbols_of(data: bytes) -> list[np.ndarray]:
     header = reader.header
     tiles = tiles_of(header.width, header.height, header.tile)
     found = []
-    with torch.inference_mode():
+    with devices.quiet(CPU):
         for tile, part in zip(tiles, next(reader.frames()).tiles, strict=True):
             decoded = decode_symbols(load_model("mse"), header, tile, part, CPU)
             found += [decoded.z, decoded.y]

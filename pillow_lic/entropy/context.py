@@ -156,19 +156,24 @@ class ExactContext:
         for step in self._steps(h, w):
             parts = []
             for unit, at in step:
-                own = flat[unit.first : unit.last].index_select(1, at)
-                some = (own >= given.skip).any(dim=0)  # positions where nothing is coded ask for no network
-                at, own = at[some], own[:, some]
-                shift = change = torch.zeros(own.shape, dtype=torch.float32, device=self.device)
+                own = flat[unit.first : unit.last]
+                if len(at) < h * w or unit in self.networks:
+                    own = own.index_select(1, at)
                 if unit in self.networks:
-                    shift, change = self.networks[unit](ratio, hidden, at, w, given.quality_code)
+                    some = (own >= given.skip).any(dim=0)  # positions where nothing is coded ask for no network
+                    at, own = at[some], own[:, some]
                 part = Part(unit, at, own, (own.flatten() >= given.skip).nonzero()[:, 0], h * w)
                 if half is not None:
-                    part.half = half[unit.first : unit.last].index_select(1, at)
-                self._refine(part, shift, change)
+                    part.half = half[unit.first : unit.last]
+                    part.half = part.half if len(at) == h * w else part.half.index_select(1, at)
+                if unit in self.networks:
+                    self._refine(part, *self.networks[unit](ratio, hidden, at, w, given.quality_code))
+                else:
+                    index = own.flatten().index_select(0, part.places).int()
+                    self._choose(part, index, torch.zeros(index.shape, dtype=torch.float32, device=self.device))
                 parts.append(part)
             yield parts
-            for part in parts:
+            for part in parts if self.networks else ():
                 self._place(ratio, part, w)
 
     def _refine(self, part: Part, shift: Tensor, change: Tensor) -> None:
@@ -179,7 +184,10 @@ class ExactContext:
         offset = torch.floor(shift * scale * 2.0**-SHIFT_BITS + 0.5)
         refined = (old + torch.floor(change * 2.0**-SHIFT_BITS + 0.5)).clamp_(0, self.scales - 1).int()
         grain, inverse = (t.index_select(0, refined) for t in self._by_scale[:2])
-        offset = torch.floor((offset + torch.floor(grain * 0.5)) * inverse) * grain
+        self._choose(part, refined, torch.floor((offset + torch.floor(grain * 0.5)) * inverse) * grain)
+
+    def _choose(self, part: Part, refined: Tensor, offset: Tensor) -> None:
+        """Tables and whole steps from refined scale indices and shifts in 64ths, multiples of the grain."""
         part.scale, part.offset = refined, offset
         if part.half is not None:
             offset = offset - HALF * part.half.flatten().index_select(0, part.places)
@@ -259,8 +267,8 @@ class Part:
     @property
     def target(self) -> NDArray[np.intp]:
         """Flat indices of the coded latents among all (M, h, w)."""
-        channel, place = np.divmod(self.coded, max(1, self.at.numel()))
-        found: NDArray[np.intp] = (channel + self.unit.first) * self.size + self.at.cpu().numpy()[place]
+        rows = np.arange(self.unit.first, self.unit.last, dtype=np.intp) * self.size
+        found: NDArray[np.intp] = np.add.outer(rows, self.at.cpu().numpy()).ravel().take(self.coded)
         return found
 
     @property
@@ -289,14 +297,15 @@ def _decode_groups(
     target, table, whole, mirrored = (
         np.concatenate([getattr(p, n) for p in parts]) for n in ("target", "table", "whole", "mirrored")
     )
-    groups = lattice.group_of_last[target]
-    last = groups >= 0
+    groups = lattice.group_of_last.take(target)
+    free, last = (groups < 0).nonzero()[0], (groups >= 0).nonzero()[0]
     both = tables.with_parities()
-    values = np.zeros(target.size, np.int16)
-    values[~last] = coder.decode(table[~last], both)
-    known[target[~last]] = np.where(mirrored, -values, values)[~last] + whole[~last]
-    odd = lattice.odd(known, groups[last]) ^ (whole[last] % 2 == 1)
-    values[last] = coder.decode(_of_parity(table[last], odd, len(tables)), both)
+    first = coder.decode(table.take(free), both)
+    known[target.take(free)] = np.where(mirrored.take(free), -first, first) + whole.take(free)
+    odd = lattice.odd(known, groups.take(last)) ^ (whole.take(last) % 2 == 1)
+    values = np.empty(target.size, np.int16)
+    values[free] = first
+    values[last] = coder.decode(_of_parity(table.take(last), odd, len(tables)), both)
     return values
 
 

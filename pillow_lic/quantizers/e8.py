@@ -34,7 +34,7 @@ class Lattice:
     def half(self) -> NDArray[np.bool_]:
         """Whether each latent lies half a step above its symbol, (M, h, w)."""
         half = np.zeros(self.shape, np.bool_)
-        half.put(self.members, self.coset[:, None].repeat(SIDE, axis=1))
+        half.reshape(-1)[self.members.ravel()] = self.coset.repeat(SIDE)
         return half
 
     @cached_property
@@ -46,9 +46,14 @@ class Lattice:
 
     def odd(self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether the last members of some groups are odd, given the other seven symbols (flat)."""
-        others: NDArray[np.int64] = symbols[self.members[groups, :-1]].sum(axis=1)
-        odd: NDArray[np.bool_] = others % 2 == 1
+        others = symbols.take(self._others.take(groups, axis=0))
+        odd: NDArray[np.bool_] = np.bitwise_xor.reduce(others, axis=1) % 2 == 1
         return odd
+
+    @cached_property
+    def _others(self) -> NDArray[np.int64]:
+        """All members but the last, (G, 7)."""
+        return np.ascontiguousarray(self.members[:, :-1])
 
 
 def members_of(index: NDArray[np.uint8], first: int) -> NDArray[np.int64]:
@@ -60,8 +65,10 @@ def members_of(index: NDArray[np.uint8], first: int) -> NDArray[np.int64]:
     channels, positions = index.shape[0], index.shape[1] * index.shape[2]
     wide = np.ascontiguousarray(first <= index.reshape(channels, positions).T)
     rank = wide.cumsum(axis=1, dtype=np.int16)
-    wide &= rank <= rank[:, -1:] // SIDE * SIDE
-    place, channel = np.divmod(np.flatnonzero(wide), channels)
+    kept = rank[:, -1:] // SIDE * SIDE
+    wide &= rank <= kept
+    place = np.arange(positions).repeat(kept[:, 0])
+    channel = wide.ravel().nonzero()[0] - place * channels
     members: NDArray[np.int64] = (channel * positions + place).reshape(-1, SIDE)
     return members
 

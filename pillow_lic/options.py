@@ -161,6 +161,10 @@ def options_from(
     ``stacklevel`` is that of the warning, for the user's line to be named.
     """
     known = {k: v for k, v in values.items() if k in OPTION_NAMES}
+    # What a call says of the model replaces whatever the defaults say of it, and so with targets.
+    for group in (("model", "tune"), TARGETS):
+        if any(known.get(name) is not None for name in group):
+            known = dict.fromkeys(group) | known
     for name in values:
         if name not in OPTION_NAMES and name not in also_known:
             import difflib

@@ -110,3 +110,10 @@ def test_tune_and_model_choose_the_model() -> None:
     assert EncoderOptions(model="own").model_name == "own"
     with pytest.raises(ValueError, match="either model or tune"):
         EncoderOptions(model="own", tune="mse")
+
+
+def test_a_call_overrules_defaults_that_speak_of_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "defaults", EncoderOptions(model="mine", target_size=500))
+    assert options_from({"quality": 2}).model_name == "mine"
+    assert options_from({"tune": "ms-ssim"}).model_name == "ms-ssim"
+    assert options_from({"target_psnr": 30}).target == ("target_psnr", 30)

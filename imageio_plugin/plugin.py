@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from pillow_lic import container, options
-from pillow_lic.plugin import METADATA, info_of, mask_from, metadata_from, shown_metadata
+from pillow_lic.plugin import METADATA, durations_of, info_of, mask_from, metadata_from, shown_metadata
 
 Pixels = NDArray[np.uint8]
 
@@ -87,11 +87,8 @@ class LicPlugin(PluginV3):
         opts = options.options_from(kwargs, also_known=METADATA | {"duration", "loop", "roi"})
         animation = None
         if len(frames) > 1:
-            duration = kwargs.get("duration", 0)
-            durations = duration if isinstance(duration, (builtins.list, tuple)) else [duration] * len(frames)
-            if len(durations) != len(frames):
-                raise ValueError(f"duration names {len(durations)} frames, but there are {len(frames)}")
-            animation = container.Animation(int(kwargs.get("loop", 0)), tuple(map(int, durations)))
+            durations = durations_of(kwargs.get("duration", 0), len(frames))
+            animation = container.Animation(int(kwargs.get("loop", 0)), tuple(durations))
         mask = None
         if kwargs.get("roi") is not None:
             mask = np.asarray(mask_from(kwargs["roi"], Image.fromarray(frames[0])))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-Pixels = NDArray[np.uint8]
+from pillow_lic.pixels import Pixels
 
 _EVEN, _PNG = 0, 1
 

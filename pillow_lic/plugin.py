@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import threading
 from io import BytesIO
+from numbers import Real
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, ImageSequence
@@ -87,9 +88,13 @@ class LicImageFile(ImageFile.ImageFile):
         """A part of the image; before the pixels are loaded, only the tiles it needs are decoded."""
         if box is not None and self._loaded != self._frame and self._reader is not None:
             left, top, right, bottom = (round(n) for n in box)
-            if 0 <= left < right <= self.width and 0 <= top < bottom <= self.height:
+            if self._holds(left, top, right, bottom):
                 return self.read_region((left, top, right, bottom))
         return super().crop(box)
+
+    def _holds(self, left: int, top: int, right: int, bottom: int) -> bool:
+        """Whether a box has pixels and all of them lie inside the image."""
+        return 0 <= left < right <= self.width and 0 <= top < bottom <= self.height
 
     def read_region(self, box: tuple[int, int, int, int]) -> Image.Image:
         """The pixels of a box (left, top, right, bottom) inside the image, without loading the rest.
@@ -100,8 +105,7 @@ class LicImageFile(ImageFile.ImageFile):
 
         from pillow_lic import codec
 
-        left, top, right, bottom = box
-        if not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):
+        if not self._holds(*box):
             raise ValueError(f"the region {box} does not lie inside the image of {self.width}x{self.height} pixels")
         if self._loaded == self._frame or self._reader is None:
             return super().crop(box)
@@ -229,14 +233,23 @@ def frames_of(
     if any(frame.size != frames[0].size for frame in frames):
         raise ValueError("all frames of a LIC file must have the same size")
     if duration is not None:
-        given = [duration] * len(frames) if isinstance(duration, (int, float)) else duration
-        if len(given) != len(frames):
-            raise ValueError(f"duration names {len(given)} frames, but there are {len(frames)}")
-        durations = [int(d) for d in given]
+        durations = durations_of(duration, len(frames))
     modes = {frame.mode for frame in frames}
     colour = "RGB" if any(m.startswith("RGB") for m in modes) else "L"
     mode = colour + ("A" if any(m.endswith("A") for m in modes) else "")
     return [frame if frame.mode == mode else frame.convert(mode) for frame in frames], durations
+
+
+def durations_of(duration: float | Sequence[float], frames: int) -> list[int]:
+    """How long to show each of so many frames, from one number for all or one for each.
+
+    Raises ``ValueError`` if there are too few or too many.
+    """
+    every: Any = duration
+    given = [every] * frames if isinstance(every, Real) else list(every)
+    if len(given) != frames:
+        raise ValueError(f"duration names {len(given)} frames, but there are {frames}")
+    return [int(d) for d in given]
 
 
 def in_supported_mode(im: Image.Image) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import coded, pixels_of
 from PIL import Image
-from test_exact import default_dtype, matmul_precision, threads
+from test_exact import SETTINGS
 
 from pillow_lic import codec, container
 from pillow_lic.container import Frame, Header
@@ -196,11 +196,7 @@ def test_every_context_decodes_to_the_same_pixels(context: str, tiny: str, small
 @pytest.mark.parametrize(
     "setting",
     [
-        lambda: threads(1),
-        lambda: threads(4),
-        lambda: matmul_precision("medium"),
-        lambda: default_dtype(torch.bfloat16),
-        lambda: torch.autocast("cpu", torch.bfloat16),
+        *SETTINGS,
         lambda: without_onednn(),
         lambda: bfloat16_products(),
     ],

@@ -47,14 +47,20 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
+SETTINGS = [
+    lambda: threads(1),
+    lambda: threads(4),
+    lambda: matmul_precision("medium"),
+    lambda: default_dtype(torch.bfloat16),
+    lambda: torch.autocast("cpu", torch.bfloat16),
+]
+"""What a caller may have set, and no exact result may depend on."""
+
+
 @pytest.mark.parametrize(
     "setting",
     [
-        lambda: threads(1),
-        lambda: threads(4),
-        lambda: matmul_precision("medium"),
-        lambda: default_dtype(torch.bfloat16),
-        lambda: torch.autocast("cpu", torch.bfloat16),
+        *SETTINGS,
         torch.inference_mode,
         torch.no_grad,
     ],

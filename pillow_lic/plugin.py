@@ -246,7 +246,7 @@ def durations_of(duration: float | Sequence[float], frames: int) -> list[int]:
     Raises ``ValueError`` if there are too few or too many.
     """
     every: Any = duration
-    given = [every] * frames if isinstance(every, Real) else list(every)
+    given: list[Any] = [every] * frames if isinstance(every, Real) else list(every)
     if len(given) != frames:
         raise ValueError(f"duration names {len(given)} frames, but there are {frames}")
     return [int(d) for d in given]

@@ -7,7 +7,7 @@ import pytest
 from conftest import coded
 from PIL import Image
 
-from pillow_lic import codec
+from pillow_lic.codec import decoding
 
 Box = tuple[int, int, int, int]
 
@@ -37,9 +37,9 @@ def test_a_region_is_that_of_the_whole(photo: Image.Image, mode: str, tile: int,
 def test_only_the_tiles_in_and_around_it_are_decoded(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     data = coded(photo, tile=64)
     latents, pixels = [], []
-    decode, synthesise = codec._latents, codec._pixels
-    monkeypatch.setattr(codec, "_latents", lambda *a: latents.append(a[2]) or decode(*a))
-    monkeypatch.setattr(codec, "_pixels", lambda *a: pixels.append(a[2]) or synthesise(*a))
+    decode, synthesise = decoding._latents, decoding._pixels
+    monkeypatch.setattr(decoding, "_latents", lambda *a: latents.append(a[2]) or decode(*a))
+    monkeypatch.setattr(decoding, "_pixels", lambda *a: pixels.append(a[2]) or synthesise(*a))
     opened(data).read_region((70, 70, 80, 80))
     assert (len(latents), len(pixels)) == (9, 1)
     latents.clear()

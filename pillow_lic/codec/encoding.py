@@ -1,16 +1,10 @@
-"""From pixels and options to a coded file and back: the only module that knows every stage.
-
-Saving: analysis transform, hyperprior, quantiser, range coder, container.  Opening: the same
-backwards.  Only the symbols and what decides their probabilities need to be exact; the synthesis
-transform is ordinary floating point.
-"""
+"""Pixels and options to a coded file: analysis transform, hyperprior, quantiser, range coder, container."""
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Protocol
@@ -20,10 +14,12 @@ import torch
 from torch import Tensor
 
 from pillow_lic import alpha, container, options
+from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor, report
+from pillow_lic.codec.decoding import decode
 from pillow_lic.container import MAX_QUALITY_CODE, Animation, Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
-from pillow_lic.models.loading import Model, load_model, model_by_identity
+from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import (
@@ -33,19 +29,15 @@ from pillow_lic.pixels import (
     default_tile,
     latent_size,
     psnr,
-    put_pixels,
     tile_pixels,
     tiles_of,
 )
-from pillow_lic.quantizers import adaptive, scalar
+from pillow_lic.quantizers import adaptive
 from pillow_lic.search.refine import STEPS
 from pillow_lic.search.target import largest
 from pillow_lic.search.tile import improve
 from pillow_lic.search.view import TileView
-from pillow_lic.symbols import CodedTile, decode_symbols, pack, quantise
-
-on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
-"""Called with the work done and all there is: tiles, and steps of the encoder's search."""
+from pillow_lic.symbols import CodedTile, pack, quantise
 
 
 class Encoder(Protocol):
@@ -87,7 +79,7 @@ def encode(
         animation = Animation(0, (0,) * len(pictures))
     coded = [_split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
     levels = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
-    contexts = _contexts(model, opts.context)
+    contexts = contexts_to_try(model, opts.context)
     device = choose_device(opts.device, width * height)
 
     def at(code: int, *, quickly: bool = False) -> bytes:
@@ -138,7 +130,7 @@ def _encode(
             for name in contexts:
                 tiles[name].append(pack(model, tile, name, header.quality_code))
             done += units
-            _report(done, total)
+            report(done, total)
         frames.append(tiles)
     best = min(contexts, key=lambda name: sum(len(t) for tiles in frames for t in tiles[name]))
     return best, [Frame(tiles[best], packed) for tiles, (_, packed) in zip(frames, pictures, strict=True)]
@@ -175,62 +167,6 @@ def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str
     return found
 
 
-def decode(
-    header: Header, frame: Frame, device: str | None = None, box: tuple[int, int, int, int] | None = None
-) -> Pixels:
-    """The pixels of a frame, (H, W) or (H, W, 2 to 4) uint8.
-
-    ``box`` (left, top, right, bottom) asks for a part of them, for which only the tiles in and next to
-    it are decoded.  Raises ``OSError`` if the data are damaged or their model is not installed.
-    """
-    model = model_by_identity(header.model_id)
-    left, top, right, bottom = box or (0, 0, header.width, header.height)
-    on = choose_device(device, (right - left) * (bottom - top))
-    tiles = tiles_of(header.width, header.height, header.tile)
-    wanted = [(n, tile) for n, tile in enumerate(tiles) if tile.meets(left, top, right, bottom)]
-    first = wanted[0][1]
-    size = (wanted[-1][1].bottom - first.top, wanted[-1][1].right - first.left)
-    origin = (LATENT_STRIDE * first.left, LATENT_STRIDE * first.top)
-    width = min(LATENT_STRIDE * size[1], header.width - origin[0])
-    height = min(LATENT_STRIDE * size[0], header.height - origin[1])
-    array = np.empty((height, width, 3)[: 3 if header.mode.startswith("RGB") else 2], np.uint8)
-    with quiet(on):
-        _synthesise(model, header, frame.tiles, dict(wanted), array, on)
-    array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
-    if frame.alpha is None:
-        return array
-    return np.dstack([array, alpha.unpack(frame.alpha, header.width, header.height)[top:bottom, left:right]])
-
-
-def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
-    """Code a LIC file anew with another context model; pixels, latents and metadata stay the same.
-
-    Raises ``OSError`` if the data are damaged or their model is not installed, ``SyntaxError`` if
-    they are no LIC file, ``ValueError`` if the model has no such context.
-    """
-    reader = container.Reader(io.BytesIO(data))
-    metadata, header = reader.metadata(), reader.header
-    model = model_by_identity(header.model_id)
-    contexts = _contexts(model, context)
-    on = choose_device(device, header.width * header.height)
-    frames = []
-    with quiet(on):
-        for coded in reader.frames():
-            tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
-            for place, part in zip(tiles_of(header.width, header.height, header.tile), coded.tiles, strict=True):
-                tile = decode_symbols(model, header, place, part, on)
-                for name in contexts:
-                    tiles[name].append(pack(model, tile, name, header.quality_code))
-                _report(len(tiles[contexts[0]]), header.tiles)
-            frames.append((tiles, coded.alpha))
-    best = min(contexts, key=lambda name: sum(len(t) for tiles, _ in frames for t in tiles[name]))
-    chosen = [Frame(tiles[best], transparency) for tiles, transparency in frames]
-    return container.write(replace(header, context=best), metadata, chosen, reader.animation)
-
-
-# -- encoder -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Part:
     """A tile on its way into a file: its place, its symbols, and what an encoder's search needs:
@@ -262,7 +198,7 @@ def _analysed(
     """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
     w, h = latent_size(header.width), latent_size(header.height)
     analysis = model.analysis(device, block_dtype(device))
-    quality = _quality(header, device)
+    quality = quality_tensor(header, device)
     gain = model.gain(options.quality_of(header.quality_code)).to(device)
     margin = model.arch.synthesis_margin if searching else 0
     for tile in tiles_of(header.width, header.height, header.tile):
@@ -270,7 +206,7 @@ def _analysed(
         pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
         y = analysis(pixels, quality) * gain
         own = None if levels is None else adaptive.of_tile(levels, tile)
-        coded = quantise(model, _crop(y, tile, around), header.quality_code, quality, header.quantizer, own)
+        coded = quantise(model, crop(y, tile, around), header.quality_code, quality, header.quantizer, own)
         yield _Part(tile, coded, around, pixels, y)
 
 
@@ -284,9 +220,9 @@ def _search(
     # Tensors made in inference mode have no gradients, copies of them do.
     with torch.inference_mode(False), torch.enable_grad():
         near = part.place.grown(model.arch.synthesis_margin, h, w)
-        pixels = _crop(part.pixels, near, part.around, LATENT_STRIDE).clone()
-        y = _crop(part.y, near, part.around).clone()
-        network, quality = model.synthesis(device, block_dtype(device)), _quality(header, device)
+        pixels = crop(part.pixels, near, part.around, LATENT_STRIDE).clone()
+        y = crop(part.y, near, part.around).clone()
+        network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
         view = TileView(
             synthesis=lambda latents: network(latents, quality),
             pixels=pixels,
@@ -306,12 +242,12 @@ def _search(
         return improve(
             model,
             part.coded,
-            _crop(y, part.place, near)[0] * (1 if view.factor is None else view.factor) - view.mean,
+            crop(y, part.place, near)[0] * (1 if view.factor is None else view.factor) - view.mean,
             view,
             contexts,
             header.quality_code,
             steps,
-            lambda: _report(next(done), progress[1]),
+            lambda: report(next(done), progress[1]),
         )
 
 
@@ -322,94 +258,3 @@ def _quantizer(model: Model, opts: EncoderOptions) -> str:
     if opts.quantizer == "e8":
         model.lattice_index  # noqa: B018  (a clear error before any work)
     return opts.quantizer
-
-
-def _contexts(model: Model, wanted: str | None) -> list[str]:
-    """The context models to code with, of which the smallest result is kept."""
-    if wanted == "auto":
-        return ["none", *(name for name in options.FAST_CONTEXTS if name in model.contexts)]
-    if wanted is None:
-        wanted = options.DEFAULT_CONTEXT if options.DEFAULT_CONTEXT in model.contexts else "none"
-    if wanted != "none":
-        model.context(wanted, torch.device("cpu"))  # a clear error before any work
-    return [wanted]
-
-
-# -- decoder -------------------------------------------------------------------------------
-
-
-def _synthesise(
-    model: Model,
-    header: Header,
-    coded: Sequence[bytes],
-    wanted: Mapping[int, Tile],
-    array: Pixels,
-    device: torch.device,
-) -> None:
-    """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them.
-
-    Each tile's pixels are made once the latents around it are decoded too; latents are kept for three
-    rows of tiles at a time.
-    """
-    h, w = latent_size(header.height), latent_size(header.width)
-    waiting = list(wanted.values())
-    first, last = waiting[0], waiting[-1]
-    near = Tile(0, first.top, last.bottom, first.left, last.right).grown(model.arch.synthesis_margin, h, w)
-    latents: dict[int, Tensor] = {}
-    for number, tile in enumerate(tiles_of(header.width, header.height, header.tile)):
-        if not tile.meets(*(LATENT_STRIDE * n for n in (near.left, near.top, near.right, near.bottom))):
-            continue
-        if tile.row not in latents:
-            rows = (model.arch.latents, tile.bottom - tile.top, w)
-            latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=device)
-            latents.pop(tile.row - 3, None)
-        latents[tile.row][:, :, tile.left : tile.right] = _latents(model, header, tile, coded[number], device)
-        if tile.right >= near.right:
-            while waiting and (tile.bottom >= near.bottom or waiting[0].row < tile.row):
-                done = waiting.pop(0)
-                place = Tile(done.row, done.top - first.top, done.bottom - first.top,
-                             done.left - first.left, done.right - first.left)  # fmt: skip
-                put_pixels(array, place, _pixels(model, header, done, latents))
-                _report(len(wanted) - len(waiting), len(wanted))
-
-
-def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
-    """y of a tile in the synthesis transform's units, (M, h, w) float32."""
-    found = decode_symbols(model, header, tile, data, device)
-    steps = torch.from_numpy(found.steps).to(device)
-    gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
-    y = scalar.dequantise(steps, found.priors.mean) * gain
-    return y if found.priors.factor is None else y / found.priors.factor
-
-
-def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
-    """One tile's pixels (3, H, W), synthesised from its latents and a margin of its neighbours'."""
-    h, w = latent_size(header.height), latent_size(header.width)
-    step = header.tile // LATENT_STRIDE or max(h, w)
-    around = tile.grown(min(model.arch.synthesis_margin, step), h, w)
-    first = max(0, tile.row - 1)
-    rows = [latents[r][:, :, around.left : around.right] for r in range(first, tile.row + 2) if r in latents]
-    y = torch.cat(rows, dim=1)[:, around.top - first * step : around.bottom - first * step]
-    y = y[None].contiguous(memory_format=torch.channels_last)
-    network = model.synthesis(y.device, block_dtype(y.device))
-    output: Tensor = network(y, _quality(header, y.device))[0]
-    top, left = LATENT_STRIDE * (tile.top - around.top), LATENT_STRIDE * (tile.left - around.left)
-    return output[:, top:, left:]
-
-
-# -- shared --------------------------------------------------------------------------------
-
-
-def _crop(y: Tensor, tile: Tile, around: Tile, scale: int = 1) -> Tensor:
-    rows = slice(scale * (tile.top - around.top), scale * (tile.bottom - around.top))
-    return y[:, :, rows, scale * (tile.left - around.left) : scale * (tile.right - around.left)]
-
-
-def _quality(header: Header, device: torch.device) -> Tensor:
-    return torch.tensor([options.quality_of(header.quality_code)], dtype=torch.float32, device=device)
-
-
-def _report(done: int, total: int) -> None:
-    callback = on_progress.get()
-    if callback is not None:
-        callback(done, total)

@@ -1,0 +1,12 @@
+"""From pixels and options to a coded file and back: the only package that knows every stage.
+
+Saving: analysis transform, hyperprior, quantiser, range coder, container.  Opening: the same
+backwards.  Only the symbols and what decides their probabilities need to be exact; the synthesis
+transform is ordinary floating point.
+"""
+
+from pillow_lic.codec.common import on_progress
+from pillow_lic.codec.decoding import decode, transcode
+from pillow_lic.codec.encoding import analyse, encode
+
+__all__ = ["analyse", "decode", "encode", "on_progress", "transcode"]

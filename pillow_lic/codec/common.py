@@ -1,0 +1,46 @@
+"""What encoder and decoder share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from pillow_lic import options
+from pillow_lic.container import Header
+from pillow_lic.models.loading import Model
+from pillow_lic.pixels import Tile
+
+on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
+"""Called with the work done and all there is: tiles, and steps of the encoder's search."""
+
+
+def crop(y: Tensor, tile: Tile, around: Tile, scale: int = 1) -> Tensor:
+    """What belongs to a tile of (1, C, H, W) that holds all ``around`` it; ``scale`` numbers a latent position."""
+    rows = slice(scale * (tile.top - around.top), scale * (tile.bottom - around.top))
+    return y[:, :, rows, scale * (tile.left - around.left) : scale * (tile.right - around.left)]
+
+
+def quality_tensor(header: Header, device: torch.device) -> Tensor:
+    """A file's quality as networks take it, (1,)."""
+    return torch.tensor([options.quality_of(header.quality_code)], dtype=torch.float32, device=device)
+
+
+def report(done: int, total: int) -> None:
+    """Tell whoever listens how far the work has come."""
+    callback = on_progress.get()
+    if callback is not None:
+        callback(done, total)
+
+
+def contexts_to_try(model: Model, wanted: str | None) -> list[str]:
+    """The context models to code with, of which the smallest result is kept."""
+    if wanted == "auto":
+        return ["none", *(name for name in options.FAST_CONTEXTS if name in model.contexts)]
+    if wanted is None:
+        wanted = options.DEFAULT_CONTEXT if options.DEFAULT_CONTEXT in model.contexts else "none"
+    if wanted != "none":
+        model.context(wanted, torch.device("cpu"))  # a clear error before any work
+    return [wanted]

@@ -1,0 +1,133 @@
+"""A coded file to pixels, and to another context model."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pillow_lic import alpha, container, options
+from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
+from pillow_lic.container import Frame, Header
+from pillow_lic.devices import block_dtype, choose_device, quiet
+from pillow_lic.models.loading import Model, model_by_identity
+from pillow_lic.models.transforms import LATENT_STRIDE
+from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
+from pillow_lic.quantizers import scalar
+from pillow_lic.symbols import decode_symbols, pack
+
+
+def decode(
+    header: Header, frame: Frame, device: str | None = None, box: tuple[int, int, int, int] | None = None
+) -> Pixels:
+    """The pixels of a frame, (H, W) or (H, W, 2 to 4) uint8.
+
+    ``box`` (left, top, right, bottom) asks for a part of them, for which only the tiles in and next to
+    it are decoded.  Raises ``OSError`` if the data are damaged or their model is not installed.
+    """
+    model = model_by_identity(header.model_id)
+    left, top, right, bottom = box or (0, 0, header.width, header.height)
+    on = choose_device(device, (right - left) * (bottom - top))
+    tiles = tiles_of(header.width, header.height, header.tile)
+    wanted = [(n, tile) for n, tile in enumerate(tiles) if tile.meets(left, top, right, bottom)]
+    first = wanted[0][1]
+    size = (wanted[-1][1].bottom - first.top, wanted[-1][1].right - first.left)
+    origin = (LATENT_STRIDE * first.left, LATENT_STRIDE * first.top)
+    width = min(LATENT_STRIDE * size[1], header.width - origin[0])
+    height = min(LATENT_STRIDE * size[0], header.height - origin[1])
+    array = np.empty((height, width, 3)[: 3 if header.mode.startswith("RGB") else 2], np.uint8)
+    with quiet(on):
+        _synthesise(model, header, frame.tiles, dict(wanted), array, on)
+    array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
+    if frame.alpha is None:
+        return array
+    return np.dstack([array, alpha.unpack(frame.alpha, header.width, header.height)[top:bottom, left:right]])
+
+
+def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
+    """Code a LIC file anew with another context model; pixels, latents and metadata stay the same.
+
+    Raises ``OSError`` if the data are damaged or their model is not installed, ``SyntaxError`` if
+    they are no LIC file, ``ValueError`` if the model has no such context.
+    """
+    reader = container.Reader(io.BytesIO(data))
+    metadata, header = reader.metadata(), reader.header
+    model = model_by_identity(header.model_id)
+    contexts = contexts_to_try(model, context)
+    on = choose_device(device, header.width * header.height)
+    frames = []
+    with quiet(on):
+        for coded in reader.frames():
+            tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+            for place, part in zip(tiles_of(header.width, header.height, header.tile), coded.tiles, strict=True):
+                tile = decode_symbols(model, header, place, part, on)
+                for name in contexts:
+                    tiles[name].append(pack(model, tile, name, header.quality_code))
+                report(len(tiles[contexts[0]]), header.tiles)
+            frames.append((tiles, coded.alpha))
+    best = min(contexts, key=lambda name: sum(len(t) for tiles, _ in frames for t in tiles[name]))
+    chosen = [Frame(tiles[best], transparency) for tiles, transparency in frames]
+    return container.write(replace(header, context=best), metadata, chosen, reader.animation)
+
+
+def _synthesise(
+    model: Model,
+    header: Header,
+    coded: Sequence[bytes],
+    wanted: Mapping[int, Tile],
+    array: Pixels,
+    device: torch.device,
+) -> None:
+    """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them.
+
+    Each tile's pixels are made once the latents around it are decoded too; latents are kept for three
+    rows of tiles at a time.
+    """
+    h, w = latent_size(header.height), latent_size(header.width)
+    waiting = list(wanted.values())
+    first, last = waiting[0], waiting[-1]
+    near = Tile(0, first.top, last.bottom, first.left, last.right).grown(model.arch.synthesis_margin, h, w)
+    latents: dict[int, Tensor] = {}
+    for number, tile in enumerate(tiles_of(header.width, header.height, header.tile)):
+        if not tile.meets(*(LATENT_STRIDE * n for n in (near.left, near.top, near.right, near.bottom))):
+            continue
+        if tile.row not in latents:
+            rows = (model.arch.latents, tile.bottom - tile.top, w)
+            latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=device)
+            latents.pop(tile.row - 3, None)
+        latents[tile.row][:, :, tile.left : tile.right] = _latents(model, header, tile, coded[number], device)
+        if tile.right >= near.right:
+            while waiting and (tile.bottom >= near.bottom or waiting[0].row < tile.row):
+                done = waiting.pop(0)
+                place = Tile(done.row, done.top - first.top, done.bottom - first.top,
+                             done.left - first.left, done.right - first.left)  # fmt: skip
+                put_pixels(array, place, _pixels(model, header, done, latents))
+                report(len(wanted) - len(waiting), len(wanted))
+
+
+def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
+    """y of a tile in the synthesis transform's units, (M, h, w) float32."""
+    found = decode_symbols(model, header, tile, data, device)
+    steps = torch.from_numpy(found.steps).to(device)
+    gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
+    y = scalar.dequantise(steps, found.priors.mean) * gain
+    return y if found.priors.factor is None else y / found.priors.factor
+
+
+def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
+    """One tile's pixels (3, H, W), synthesised from its latents and a margin of its neighbours'."""
+    h, w = latent_size(header.height), latent_size(header.width)
+    step = header.tile // LATENT_STRIDE or max(h, w)
+    around = tile.grown(min(model.arch.synthesis_margin, step), h, w)
+    first = max(0, tile.row - 1)
+    rows = [latents[r][:, :, around.left : around.right] for r in range(first, tile.row + 2) if r in latents]
+    y = torch.cat(rows, dim=1)[:, around.top - first * step : around.bottom - first * step]
+    y = y[None].contiguous(memory_format=torch.channels_last)
+    network = model.synthesis(y.device, block_dtype(y.device))
+    output: Tensor = network(y, quality_tensor(header, y.device))[0]
+    top, left = LATENT_STRIDE * (tile.top - around.top), LATENT_STRIDE * (tile.left - around.left)
+    return output[:, top:, left:]

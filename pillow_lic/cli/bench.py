@@ -1,0 +1,72 @@
+"""``lic bench``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pillow_lic
+from pillow_lic.cli.common import CONTEXTS, UsageError
+from pillow_lic.options import DEFAULT_CONTEXT
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser("bench", help="compare codecs on a folder of images", description=run.__doc__)
+    parser.add_argument("folder", metavar="DIR", help="images to code, searched recursively")
+    parser.add_argument("--codecs", nargs="+", metavar="NAME", help="besides lic: jpeg webp avif jpeg2000 jpegxl heic")
+    parser.add_argument("--output", default="bench-results", metavar="DIR", help="JSON and plots (%(default)s)")
+    parser.add_argument("--reference", metavar="DIR", help="published curves for the plot, in CompressAI's layout")
+    parser.add_argument("--model", default="mse", help="model to encode with (%(default)s)")
+    parser.add_argument("--context", help=f"context model to encode with: {CONTEXTS}; default {DEFAULT_CONTEXT}")
+    parser.add_argument("--contexts", action="store_true",
+                       help="compare the model's context models with each other instead")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
+    from tqdm import tqdm
+
+    from pillow_lic.bench import codecs, contexts, measure, report
+
+    try:
+        pillow_lic.set_defaults(model=args.model, context=args.context)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    try:
+        selected = codecs.chosen(args.codecs)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with tqdm(unit="file", desc="bench", delay=2) as bar:
+
+        def on_step(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if args.contexts:
+            print(contexts.text(contexts.compare(args.folder, args.model, on_step)))
+            return
+        measurements = measure.measure_folder(args.folder, selected, on_step)
+    points = {c.name: measure.mean_points(measurements, c) for c in selected}
+    for codec in selected:
+        print(report.points_text(codec, points[codec.name]) + "\n")
+    output = Path(args.output)
+    report.write_json(output, selected, measurements)
+    published = report.published_curves(Path(args.reference)) if args.reference else {}
+    psnr = {name: report.psnr_curve(p) for name, p in points.items()}
+    similarity = {name: report.ms_ssim_curve(p) for name, p in points.items()}
+    others = {name: curve for name, curve in psnr.items() if name != "LIC"}
+    table = report.bd_table(psnr["LIC"], others | published)
+    table_similarity = report.bd_table(similarity["LIC"], {n: c for n, c in similarity.items() if n != "LIC" and c})
+    print(report.bd_text(codecs.LIC.describe(), table, table_similarity))
+    if "AVIF" in others:
+        by_image = sorted(report.per_image_bd(measurements, "AVIF").items(), key=lambda item: item[1])
+        print(f"against AVIF by image: best {by_image[0][1]:+.1f} % ({by_image[0][0]}), "
+              f"worst {by_image[-1][1]:+.1f} % ({by_image[-1][0]})")  # fmt: skip
+    title = f"{len({m.image for m in measurements})} images of {Path(args.folder).name}"
+    report.write_plot(output / "psnr.png", psnr | published, "PSNR, dB", title)
+    if similarity["LIC"]:
+        report.write_plot(output / "ms-ssim.png", {n: c for n, c in similarity.items() if c}, "MS-SSIM, dB", title)
+    print(f"results in {output}", file=sys.stderr)

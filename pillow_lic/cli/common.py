@@ -1,0 +1,83 @@
+"""What commands share: errors of usage, encoder options, a progress bar, atomic writing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from pillow_lic import container
+from pillow_lic.options import DEFAULT_CONTEXT, TARGETS, TUNES, EncoderOptions, options_from
+
+ENCODER_OPTIONS = ("quality", *TARGETS, "context", "quantizer", "effort", "tune", "model", "device")
+CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
+
+
+class UsageError(Exception):
+    """The command line asks for something that makes no sense: exit code 2."""
+
+
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
+    """The encoder's options as options of a command."""
+    group = parser.add_argument_group("encoder options (for a .lic target)")
+    group.add_argument("--quality", type=float, help="1 (smallest) to 8 (best); default 4")
+    group.add_argument("--target-size", type=int, metavar="BYTES", help="the best picture in so many bytes")
+    group.add_argument("--target-bpp", type=float, metavar="BITS", help="the best picture in so many bits a pixel")
+    group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
+    group.add_argument("--context", help=f"context model: {CONTEXTS}; default {DEFAULT_CONTEXT}")
+    group.add_argument("--quantizer", help="scalar, e8; default e8 where the model has it")
+    group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
+    group.add_argument(
+        "--tune", help=f"what the shipped models are trained for: {', '.join(TUNES)}; default {TUNES[0]}"
+    )
+    group.add_argument("--model", help="an installed model's name or a .safetensors file, instead of --tune")
+    group.add_argument("--device", help="cpu, cuda, cuda:N; default: CUDA where there is one")
+
+
+def encoder_options(args: argparse.Namespace) -> EncoderOptions:
+    """The encoder options of a command line; ``UsageError`` if they make no sense."""
+    try:
+        return options_from({n: getattr(args, n) for n in ENCODER_OPTIONS if getattr(args, n) is not None})
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+
+
+@contextmanager
+def progress(task: str) -> Iterator[None]:
+    """A bar over the tiles of whatever LIC codes or decodes, once that takes two seconds."""
+    from tqdm import tqdm
+
+    from pillow_lic import codec
+
+    with tqdm(unit="", desc=task, delay=2, leave=False) as bar:
+
+        def on_progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        token = codec.on_progress.set(on_progress)
+        try:
+            yield
+        finally:
+            codec.on_progress.reset(token)
+
+
+@contextmanager
+def atomically(target: Path) -> Iterator[IO[bytes]]:
+    """Write beside the target and rename: the target is the old file or the whole new one."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "w+b") as fp:
+            yield fp
+        mask = os.umask(0)
+        os.umask(mask)
+        partial.chmod(0o666 & ~mask)
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

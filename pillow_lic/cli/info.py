@@ -1,0 +1,45 @@
+"""``lic info``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pillow_lic import container
+from pillow_lic.options import quality_of
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser("info", help="show what a .lic file holds", description=run.__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--verify", action="store_true", help="compare the checksums of the whole file too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print size, coding and metadata of .lic files."""
+    for name in args.files:
+        with open(name, "rb") as fp:
+            try:
+                reader = container.Reader(fp)
+            except SyntaxError:
+                raise OSError(f"{name} is not a LIC file") from None
+            header, metadata = reader.header, reader.metadata()
+            if args.verify:
+                reader.verify()
+        size = os.path.getsize(name)
+        rows = {
+            "size": f"{header.width} x {header.height}, {header.mode}",
+            "file": f"{size} bytes, {8 * size / (header.width * header.height):.4f} bpp",
+            "quality": f"{quality_of(header.quality_code):g}",
+            "coding": f"context {header.context}, quantizer {header.quantizer}",
+            "tiles": f"{header.tiles} of {header.tile} pixels" if header.tile else "1",
+            "model": header.model_id.hex(),
+            "metadata": ", ".join(f"{k} ({len(v)} bytes)" for k, v in metadata.items()) or "none",
+        }
+        print(name)
+        for key, value in rows.items():
+            print(f"  {key:<9} {value}")
+        if args.verify:
+            print("  checksums right")

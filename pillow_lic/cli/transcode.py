@@ -1,0 +1,41 @@
+"""``lic transcode``."""
+
+from __future__ import annotations
+
+import argparse
+from io import BytesIO
+from pathlib import Path
+
+import pillow_lic
+from pillow_lic import container
+from pillow_lic.cli.common import CONTEXTS, UsageError, atomically, progress
+from pillow_lic.options import EncoderOptions
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to a parser."""
+    parser = commands.add_parser("transcode", help="code a .lic file anew, same pixels", description=run.__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="a .lic file")
+    parser.add_argument("target", metavar="TARGET", help="where to write the new one; may be the source")
+    parser.add_argument("--context", default="auto", help=f"{CONTEXTS}; default auto, the smallest")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Code a .lic file with another context model: another size, identical pixels and metadata."""
+    source, target = Path(args.source), Path(args.target)
+    try:
+        EncoderOptions(context=args.context)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    data = source.read_bytes()
+    with progress("transcode"):
+        try:
+            coded = pillow_lic.transcode(data, args.context)
+        except SyntaxError:
+            raise OSError(f"{source} is not a LIC file") from None
+    with atomically(target) as fp:
+        fp.write(coded)
+    context = container.Reader(BytesIO(coded)).header.context
+    change = 100 * (len(coded) / len(data) - 1)
+    print(f"{source} -> {target}: {len(data)} -> {len(coded)} bytes ({change:+.1f} %), context {context}")

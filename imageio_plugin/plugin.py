@@ -84,7 +84,7 @@ class LicPlugin(PluginV3):
         frames = builtins.list(map(_picture, ndimage if batched else [ndimage]))  # type: ignore[arg-type]
         if not frames:
             raise ValueError("cannot write an empty batch as LIC")
-        opts = options.options_from(kwargs, also_known=METADATA | {"duration", "loop", "roi"})
+        opts = options.options_from(kwargs, also_known=METADATA | {"duration", "loop", "progress", "roi"})
         animation = None
         if len(frames) > 1:
             durations = durations_of(kwargs.get("duration", 0), len(frames))
@@ -92,7 +92,8 @@ class LicPlugin(PluginV3):
         mask = None
         if kwargs.get("roi") is not None:
             mask = np.asarray(mask_from(kwargs["roi"], Image.fromarray(frames[0])))
-        data = codec.encode(frames, opts, metadata_from(kwargs), animation, mask)
+        with codec.reporting_to(kwargs.get("progress")):
+            data = codec.encode(frames, opts, metadata_from(kwargs), animation, mask)
         self.request.get_file().write(data)
         self._written = True
         return data if self.request._uri_type == URI_BYTES else None

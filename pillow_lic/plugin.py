@@ -27,7 +27,7 @@ MIME = "image/x-lic"
 EXTENSION = ".lic"
 
 METADATA = frozenset({"exif", "icc_profile", "xmp", "comment", "dpi"})
-SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop", "roi"}
+SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop", "progress", "roi"}
 
 
 class LicImageFile(ImageFile.ImageFile):
@@ -183,7 +183,9 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     several = animation if len(frames) > 1 else None
     roi = mask_from(info.get("roi"), im)
     mask = None if roi is None else np.asarray(roi)
-    fp.write(codec.encode([np.asarray(frame) for frame in frames], opts, metadata, several, mask))
+    with codec.reporting_to(info.get("progress")):
+        data = codec.encode([np.asarray(frame) for frame in frames], opts, metadata, several, mask)
+    fp.write(data)
     if hasattr(fp, "flush"):
         fp.flush()
 

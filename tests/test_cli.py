@@ -139,6 +139,19 @@ def test_bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {p.name for p in output.iterdir()} >= {"jpeg.json", "webp.json", "psnr.png", "ms-ssim.png"}
 
 
+def test_bench_of_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["bench", str(IMAGES), "--images", "1", "--crop", "64", "--qualities", "2", "4", "6", "8"]
+    argv += ["--output", str(tmp_path / "results")]
+    assert main([*argv, "--variants", "scalar:0", "scalar:1"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.split()[:4] == ["scalar,", "effort", "0", "+0.00"]
+    assert float(second.split()[3]) < 0
+    every = json.loads((tmp_path / "results" / "measurements.json").read_text())
+    assert [m["pixels"] for m in every] == [64 * 64] * 8
+    for wrong in ("scalar:x", "scalar:10", "magic"):
+        assert main([*argv, "--variants", wrong]) == 2
+
+
 SMALL_RECIPE = """
 name = "small"
 [schedule]

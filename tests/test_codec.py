@@ -110,11 +110,8 @@ def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None
 
 def test_progress_is_reported_by_tile(photo: Image.Image) -> None:
     seen: list[tuple[int, int]] = []
-    token = codec.on_progress.set(lambda done, total: seen.append((done, total)))
-    try:
+    with codec.reporting_to(lambda done, total: seen.append((done, total))):
         pixels_of(coded(photo, tile=128))
-    finally:
-        codec.on_progress.reset(token)
     assert seen == [(n, 4) for n in range(1, 5)] * 2
 
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 from conftest import coded, pixels_of, psnr
 from PIL import Image
 
-from pillow_lic import codec
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
@@ -81,13 +81,18 @@ def test_a_search_that_finds_nothing_better_changes_nothing(part: Image.Image, m
 
 def test_progress_counts_steps(part: Image.Image) -> None:
     seen: list[tuple[int, int]] = []
-    token = codec.on_progress.set(lambda done, total: seen.append((done, total)))
-    try:
-        coded(part, effort=2, tile=64)
-    finally:
-        codec.on_progress.reset(token)
+    coded(part, effort=2, tile=64, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == list(range(1, 4 * (STEPS[2] + 1) + 1))
     assert {total for _, total in seen} == {4 * (STEPS[2] + 1)}
+
+
+def test_progress_is_told_to_one_call_only(part: Image.Image) -> None:
+    seen: list[tuple[int, int]] = []
+    iio.imwrite("<bytes>", np.asarray(part), extension=".lic", progress=lambda *both: seen.append(both))
+    coded(part)
+    assert seen == [(1, 1)]
+    with pytest.raises(TypeError, match="progress must be a function of two numbers, not int"):
+        coded(part, progress=1)
 
 
 def test_effort_doubles_or_more() -> None:

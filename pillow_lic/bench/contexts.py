@@ -13,6 +13,7 @@ from PIL import Image
 
 from pillow_lic import codec, container
 from pillow_lic.bench.codecs import LIC
+from pillow_lic.bench.measure import spread
 from pillow_lic.models.loading import load_model
 from pillow_lic.training.data import image_files, load_rgb
 
@@ -28,15 +29,19 @@ class ContextPoint:
 
 
 def compare(
-    folder: str | Path, model: str = "mse", on_step: Callable[[int, int], None] | None = None, rounds: int = 3
+    folder: str | Path,
+    model: str = "mse",
+    on_step: Callable[[int, int], None] | None = None,
+    rounds: int = 3,
+    images: int | None = None,
 ) -> list[ContextPoint]:
-    """Every context model of a model on every image of a folder, "none" first.
+    """Every context model of a model on every image of a folder, "none" first, or on so many of the images.
 
     Files are decoded in turn, context after context, ``rounds`` times: drifts of the machine's speed
     meet all of them alike.
     """
     names = ["none", *load_model(model).contexts]
-    files = image_files(folder)
+    files = spread(image_files(folder), images)
     sizes: dict[tuple[str, float], list[int]] = {}
     times: dict[tuple[str, float], list[float]] = {}
     done = 0

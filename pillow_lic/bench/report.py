@@ -95,7 +95,7 @@ def write_json(folder: Path, codecs: Sequence[Codec], measurements: Sequence[Mea
             "decoding_time": [p.decode for p in points],
         }
         value = {"name": codec.name, "description": codec.describe(), "results": results}
-        name = codec.name.lower().replace(" ", "")
+        name = codec.name.lower().replace(" ", "").replace(",", "-")
         (folder / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     every = [asdict(m) for m in measurements]
     (folder / "measurements.json").write_text(json.dumps(every, indent=0) + "\n", encoding="utf-8")

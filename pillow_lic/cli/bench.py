@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pillow_lic
 from pillow_lic.cli.common import CONTEXTS, UsageError
-from pillow_lic.options import DEFAULT_CONTEXT
+from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,6 +21,14 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--reference", metavar="DIR", help="published curves for the plot, in CompressAI's layout")
     parser.add_argument("--model", default="mse", help="model to encode with (%(default)s)")
     parser.add_argument("--context", help=f"context model to encode with: {CONTEXTS}; default {DEFAULT_CONTEXT}")
+    parser.add_argument("--quantizer", help="quantiser to encode with")
+    parser.add_argument("--effort", type=int, default=0, help="effort to encode with, 0 to 9 (%(default)s)")
+    parser.add_argument("--images", type=int, metavar="N", help="only so many images, evenly spread")
+    parser.add_argument("--crop", type=int, metavar="SIDE", help="only the middle of each image, so many pixels a side")
+    parser.add_argument("--qualities", type=float, nargs="+", metavar="Q",
+                        help="qualities to encode with; default 1 to 8")  # fmt: skip
+    parser.add_argument("--variants", nargs="+", metavar="QUANTIZER:EFFORT",
+                        help="compare these with the first of them instead")  # fmt: skip
     parser.add_argument("--contexts", action="store_true",
                        help="compare the model's context models with each other instead")  # fmt: skip
     parser.set_defaults(run=run)
@@ -29,14 +38,17 @@ def run(args: argparse.Namespace) -> None:
     """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
     from tqdm import tqdm
 
-    from pillow_lic.bench import codecs, contexts, measure, report
+    from pillow_lic.bench import codecs, contexts, measure, report, variants
 
     try:
-        pillow_lic.set_defaults(model=args.model, context=args.context)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    try:
-        selected = codecs.chosen(args.codecs)
+        pillow_lic.set_defaults(model=args.model, context=args.context, quantizer=args.quantizer, effort=args.effort)
+        lic = replace(codecs.LIC, values=tuple(args.qualities or codecs.LIC.values))
+        for quality in lic.values:
+            EncoderOptions(quality=quality)
+        if args.variants:
+            selected = [variants.codec_of(text, lic.values) for text in args.variants]
+        else:
+            selected = [lic, *codecs.chosen(args.codecs)[1:]]
     except ValueError as error:
         raise UsageError(str(error)) from None
     with tqdm(unit="file", desc="bench", delay=2) as bar:
@@ -46,9 +58,13 @@ def run(args: argparse.Namespace) -> None:
             bar.update(done - bar.n)
 
         if args.contexts:
-            print(contexts.text(contexts.compare(args.folder, args.model, on_step)))
+            print(contexts.text(contexts.compare(args.folder, args.model, on_step, images=args.images)))
             return
-        measurements = measure.measure_folder(args.folder, selected, on_step)
+        measurements = measure.measure_folder(args.folder, selected, on_step, images=args.images, side=args.crop)
+    if args.variants:
+        print(variants.text(variants.compare(measurements, selected)))
+        report.write_json(Path(args.output), selected, measurements)
+        return
     points = {c.name: measure.mean_points(measurements, c) for c in selected}
     for codec in selected:
         print(report.points_text(codec, points[codec.name]) + "\n")

@@ -59,11 +59,8 @@ def progress(task: str) -> Iterator[None]:
             bar.total = total
             bar.update(done - bar.n)
 
-        token = codec.on_progress.set(on_progress)
-        try:
+        with codec.reporting_to(on_progress):
             yield
-        finally:
-            codec.on_progress.reset(token)
 
 
 @contextmanager

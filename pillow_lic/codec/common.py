@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
@@ -26,6 +27,21 @@ def crop(y: Tensor, tile: Tile, around: Tile, scale: int = 1) -> Tensor:
 def quality_tensor(header: Header, device: torch.device) -> Tensor:
     """A file's quality as networks take it, (1,)."""
     return torch.tensor([options.quality_of(header.quality_code)], dtype=torch.float32, device=device)
+
+
+@contextmanager
+def reporting_to(callback: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Call a function with the work done and all there is while coding; None changes nothing.
+
+    Raises ``TypeError`` if it is no function.
+    """
+    if callback is not None and not callable(callback):
+        raise TypeError(f"progress must be a function of two numbers, not {type(callback).__name__}")
+    token = on_progress.set(on_progress.get() if callback is None else callback)
+    try:
+        yield
+    finally:
+        on_progress.reset(token)
 
 
 def report(done: int, total: int) -> None:

@@ -122,6 +122,16 @@ def test_correlation_loss_decorrelates() -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
+def test_opposite_correlations_cancel_unless_taken_by_channel() -> None:
+    x = noise(2, 1, 32, 32)
+    smooth = (x + torch.roll(x, 1, dims=3)) / 2**0.5
+    edged = (x - torch.roll(x, 1, dims=3)) / 2**0.5
+    both = torch.cat([smooth, edged], dim=1)
+    alone = correlation.correlation_loss(smooth, 3, "point")
+    assert (correlation.correlation_loss(both, 3, "point") < 0.05 * alone).all()
+    assert (correlation.correlation_loss(both, 3, "point", by_channel=True) > 0.8 * alone).all()
+
+
 def test_correlation_by_channel() -> None:
     values = torch.stack([noise(3, 20, 20), torch.nn.functional.avg_pool2d(noise(3, 20, 20, seed=1), 3, 1, 1)], dim=1)
     found = correlation.correlation_by_channel(values, 3)

@@ -19,7 +19,7 @@ from pillow_lic.training.data import Crops, image_files
 from pillow_lic.training.loop import LATENT_SIDE, Trainer, rate_factor, stratified_qualities
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
-from pillow_lic.training.recipe import Batches, Recipe, Schedule, load_recipe
+from pillow_lic.training.recipe import OPTIMISERS, Batches, Optimiser, Recipe, Schedule, load_recipe
 from pillow_lic.training.run import train
 from pillow_lic.training.surrogates import gaussian_bits, straight_through
 
@@ -59,6 +59,19 @@ def test_straight_through_rounds_and_passes_gradients() -> None:
     assert y.tolist() == [0, 2]
     assert x.grad is not None
     assert x.grad.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", OPTIMISERS)
+def test_every_optimiser_lowers_the_loss(kind: str) -> None:
+    recipe = replace(RECIPE, optimiser=Optimiser(kind), schedule=Schedule(steps=100, warmup_steps=2), seed=3)
+    trainer, losses = Trainer(recipe, IMAGES), []
+    trainer.train(on_log=lambda record: losses.append(record["loss"]))
+    assert losses[-1] < 0.97 * losses[0]
+
+
+def test_unknown_optimiser() -> None:
+    with pytest.raises(ValueError, match="kind"):
+        Optimiser("sgd")
 
 
 def test_muon_makes_singular_values_equal() -> None:

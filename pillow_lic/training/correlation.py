@@ -36,26 +36,35 @@ def mask_of(name: str, window: int) -> Tensor:
     return mask
 
 
-def correlation_map(normalised: Tensor, window: int) -> Tensor:
-    """Mean product of each latent with its neighbours, (B, M, h, w) -> (B, window, window).
+def correlation_maps(normalised: Tensor, window: int) -> Tensor:
+    """Mean product of each latent with its neighbours, by channel: (B, M, h, w) -> (B, M, window, window).
 
-    Means are over channels and over the positions whose whole window lies inside.
+    Means are over the positions whose whole window lies inside.
     """
     margin = window // 2
     h, w = normalised.shape[2] - 2 * margin, normalised.shape[3] - 2 * margin
     centre = normalised[:, :, margin : margin + h, margin : margin + w]
     products = [
-        (centre * normalised[:, :, y : y + h, x : x + w]).mean(dim=(1, 2, 3))
-        for y in range(window)
-        for x in range(window)
+        (centre * normalised[:, :, y : y + h, x : x + w]).mean(dim=(2, 3)) for y in range(window) for x in range(window)
     ]
-    return torch.stack(products, dim=1).reshape(-1, window, window)
+    return torch.stack(products, dim=2).reshape(*normalised.shape[:2], window, window)
 
 
-def correlation_loss(normalised: Tensor, window: int, mask: str) -> Tensor:
-    """Squared L2 norm of the masked correlation map, (B,)."""
-    found = correlation_map(normalised, window) * mask_of(mask, window).to(normalised.device)
-    return found.square().sum(dim=(1, 2))
+def correlation_map(normalised: Tensor, window: int) -> Tensor:
+    """The mean of all channels' maps, (B, M, h, w) -> (B, window, window)."""
+    return correlation_maps(normalised, window).mean(dim=1)
+
+
+def correlation_loss(normalised: Tensor, window: int, mask: str, *, by_channel: bool = False) -> Tensor:
+    """Squared L2 norm of the masked correlation map, (B,).
+
+    ``by_channel`` takes the mean of all channels' norms instead of the norm of their mean, in which
+    correlations of opposite sign cancel.
+    """
+    maps = correlation_maps(normalised, window) * mask_of(mask, window).to(normalised.device)
+    if not by_channel:
+        return maps.mean(dim=1).square().sum(dim=(1, 2))
+    return maps.square().sum(dim=(2, 3)).mean(dim=1)
 
 
 def correlation_by_channel(normalised: Tensor, window: int) -> Tensor:

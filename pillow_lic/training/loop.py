@@ -53,6 +53,7 @@ class Loss(nn.Module):
             contexts=tuple(recipe.rate),
             window=recipe.correlation.window if recipe.correlation.weight else 0,
             mask=recipe.correlation.mask,
+            by_channel=recipe.correlation.by_channel,
         )
         with torch.autocast(pixels.device.type, torch.bfloat16):
             outcome = forward(self.model, pixels, quality, objective)

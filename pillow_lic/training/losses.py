@@ -23,7 +23,8 @@ class Objective:
     skip          latents with a scale index below it are taken as their means, as in files
     distortion    one of :data:`DISTORTIONS`, or None for no decoding at all
     contexts      which of the model's context models to run; None for all
-    window, mask  of the correlation loss; a window of 0 leaves it out
+    window, mask, by_channel
+                  of the correlation loss; a window of 0 leaves it out
     """
 
     quantisation: str = "straight-through"
@@ -33,6 +34,7 @@ class Objective:
     contexts: Collection[str] | None = None
     window: int = 0
     mask: str = "point"
+    by_channel: bool = False
 
 
 ROUNDED = Objective()
@@ -88,7 +90,8 @@ def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: 
             distortion = mse if objective.distortion == "mse" else DISTORTIONS[objective.distortion](output, pixels)
     correlation = torch.zeros_like(quality)
     if objective.window:
-        correlation = correlation_loss(residual / scale_of(index), objective.window, objective.mask)
+        normalised = residual / scale_of(index)
+        correlation = correlation_loss(normalised, objective.window, objective.mask, by_channel=objective.by_channel)
     return Outcome(
         distortion=distortion,
         mse=mse,

@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def make_optimisers(model: HyperpriorModel, settings: Optimiser) -> list[torch.optim.Optimizer]:
-    """Muon for the convolutions inside the networks, Adam for all else.
+    """Muon, SOAP or Adam for the convolutions inside the networks, Adam for all else.
 
     The stem and the head stay with Adam: they hold the DCT, whose singular values mean something.
     Scale indices and logarithms of gains have units of their own and get their own rates.
@@ -82,5 +82,14 @@ def make_optimisers(model: HyperpriorModel, settings: Optimiser) -> list[torch.o
         else:
             rest.append(p)
     groups = [{"params": rest, "lr": settings.adam}, {"params": tables, "lr": 10 * settings.adam}]
+    if settings.kind == "adam":
+        groups.insert(0, {"params": matrices, "lr": settings.adam})
     adam = torch.optim.Adam(groups, fused=True)
+    if settings.kind == "adam":
+        return [adam]
+    if settings.kind == "soap":
+        # Adam in the eigenbases of Shampoo's preconditioners (Vyas et al. 2024), of each side of a kernel.
+        from pytorch_optimizer import SOAP
+
+        return [SOAP(matrices, lr=settings.soap, weight_decay=0.0), adam]
     return [Muon(matrices, settings.muon, settings.momentum), adam]

@@ -16,6 +16,8 @@ from pillow_lic.models.transforms import Architecture
 from pillow_lic.training.correlation import mask_of
 from pillow_lic.training.surrogates import QUANTISATIONS
 
+OPTIMISERS = ("muon", "soap", "adam")
+
 STAGES = ("joint", "contexts", "decoder")
 
 
@@ -42,12 +44,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Muon on the networks' matrices, Adam on stem, head, biases and tables."""
+    """What moves the convolutions inside the networks ("muon", "soap" or "adam"), and the rates of each.
 
+    Adam moves the stem, the head, biases and tables in any case.
+    """
+
+    kind: str = "muon"
     muon: float = 1e-3
+    soap: float = 3e-3
     adam: float = 4e-4
     momentum: float = 0.95
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _one_of("kind", self.kind, OPTIMISERS)
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,15 @@ class Batches:
 
 @dataclass(frozen=True)
 class Correlation:
-    """The correlation loss: its weight (0: off), the side of its window and the mask over it."""
+    """The correlation loss: its weight (0: off), the side of its window and the mask over it.
+
+    ``by_channel`` keeps correlations of opposite sign in different channels from cancelling.
+    """
 
     weight: float = 0.0
     window: int = 3
     mask: str = "point"
+    by_channel: bool = False
 
     def __post_init__(self) -> None:
         mask_of(self.mask, self.window)

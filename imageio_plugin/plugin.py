@@ -11,7 +11,7 @@ import numpy as np
 from imageio.core.request import URI_BYTES, InitializationError, IOMode, Request
 from imageio.core.v3_plugin_api import ImageProperties, PluginV3
 from numpy.typing import ArrayLike, NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from pillow_lic import container, options
 from pillow_lic.plugin import METADATA, durations_of, info_of, mask_from, metadata_from, shown_metadata
@@ -37,7 +37,7 @@ class LicPlugin(PluginV3):
                 raise InitializationError(f"the LIC plugin cannot write {wanted} files")
             return
         try:
-            self._reader = container.Reader(request.get_file())
+            self._reader = container.Reader(request.get_file(), lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
             self._metadata = self._reader.metadata()
         except SyntaxError:
             raise InitializationError(f"{request.raw_uri!r:.80} is not a LIC file") from None
@@ -143,6 +143,7 @@ class LicPlugin(PluginV3):
 
         if self._cached is None or self._cached[0] != index:
             reader = self._opened()
+            reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
             self._cached = (index, codec.decode(reader.header, reader.frame(index)))
         return self._cached[1]
 

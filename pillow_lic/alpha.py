@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from pillow_lic.pixels import Pixels
 
 _EVEN, _PNG = 0, 1
+OPAQUE = bytes((_EVEN, 255))
 
 
 def pack(alpha: Pixels, quality: int = 100) -> bytes:

@@ -8,6 +8,7 @@ is bounded before it is allocated, and any damage is an ``OSError``; only a wron
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,10 +130,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame's coded tiles in raster order, and its coded transparency if the mode has any."""
+    """A frame's coded tiles in raster order, and its coded transparency if the mode has any.
+
+    ``damaged``: the chunk is cut or fails its checksum, so that tiles may be cut, empty or another's.
+    Transparency that fails its checksum is empty.
+    """
 
     tiles: list[bytes]
     alpha: bytes | None = None
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,11 +198,13 @@ class Reader:
     """Reads a file's chunks in order, each when it is asked for.
 
     The constructor reads signature and header, :meth:`metadata` what stands before the frames.
-    Raises ``SyntaxError`` for another signature and ``OSError`` for damage.
+    Raises ``SyntaxError`` for another signature and ``OSError`` for damage.  With ``lenient`` set, metadata
+    that fail their checksum are left out with a warning, and frames may be ``damaged``.
     """
 
-    def __init__(self, fp: IO[bytes]) -> None:
+    def __init__(self, fp: IO[bytes], *, lenient: bool = False) -> None:
         self._fp = fp
+        self.lenient = lenient
         self.animation: Animation | None = None
         self._places: list[int] = []
         if fp.read(len(SIGNATURE)) != SIGNATURE:
@@ -232,7 +240,12 @@ class Reader:
                 continue
             if length > MAX_METADATA + 1 or names[kind] in found:
                 raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
-            found[names[kind]] = _grow(self._payload(kind, length))
+            try:
+                found[names[kind]] = _grow(self._payload(kind, length))
+            except OSError as error:
+                if not self.lenient:
+                    raise
+                warnings.warn(f"{error}; {names[kind]} is left out", stacklevel=2)
 
     def frames(self) -> Iterator[Frame]:
         """Each frame, its chunks checked against their checksums."""
@@ -262,14 +275,17 @@ class Reader:
             elif kind == FRAME:
                 if (alpha is not None) != self.header.has_alpha:
                     raise OSError("damaged LIC file: transparency is missing, or comes without being announced")
-                return Frame(_split(self._payload(kind, length), self.header.tiles), alpha)
+                payload, right = self._checked(kind, length)
+                return Frame(_split(payload, self.header.tiles, whole=right), alpha, damaged=not right)
             elif kind == ALPHA and alpha is None:
-                alpha = self._payload(kind, length)
+                payload, right = self._checked(kind, length)
+                alpha = payload if right else b""
             else:
                 self._skip_unknown(kind, length)
 
     def verify(self) -> None:
         """Compare every checksum without decoding; ``OSError`` if one is wrong."""
+        self.lenient = False
         for _ in self.frames():
             pass
 
@@ -292,10 +308,16 @@ class Reader:
 
     def _payload(self, kind: bytes, length: int) -> bytes:
         payload = _exactly(self._fp, length)
-        (stored,) = struct.unpack("<I", _exactly(self._fp, 4))
-        if stored != zlib.crc32(payload, zlib.crc32(kind)):
+        if _exactly(self._fp, 4) != _checksum(kind, payload):
             raise OSError(f"damaged LIC file: wrong checksum of the {kind.decode()} chunk")
         return payload
+
+    def _checked(self, kind: bytes, length: int) -> tuple[bytes, bool]:
+        """A payload, and whether it is right; only a lenient reader answers that it is not."""
+        if not self.lenient:
+            return self._payload(kind, length), True
+        payload = _at_most(self._fp, length)
+        return payload, _at_most(self._fp, 4) == _checksum(kind, payload)
 
     def _skip_unknown(self, kind: bytes, length: int) -> None:
         if kind[:1].isupper():
@@ -324,32 +346,40 @@ def read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _chunk(kind: bytes, payload: bytes) -> bytes:
-    checksum = zlib.crc32(payload, zlib.crc32(kind))
-    return kind + write_varint(len(payload)) + payload + struct.pack("<I", checksum)
+    return kind + write_varint(len(payload)) + payload + _checksum(kind, payload)
+
+
+def _checksum(kind: bytes, payload: bytes) -> bytes:
+    return struct.pack("<I", zlib.crc32(payload, zlib.crc32(kind)))
 
 
 def _exactly(fp: IO[bytes], count: int) -> bytes:
-    """``count`` bytes, read in pieces so that a false length allocates nothing large."""
+    data = _at_most(fp, count)
+    if len(data) < count:
+        raise OSError("truncated LIC file")
+    return data
+
+
+def _at_most(fp: IO[bytes], count: int) -> bytes:
+    """``count`` bytes or what is left, read in pieces so that a false length allocates nothing large."""
     parts = []
-    left = count
-    while left:
-        part = fp.read(min(left, _PIECE))
-        if not part:
-            raise OSError("truncated LIC file")
+    while count and (part := fp.read(min(count, _PIECE))):
         parts.append(part)
-        left -= len(part)
+        count -= len(part)
     return b"".join(parts)
 
 
-def _split(payload: bytes, count: int) -> list[bytes]:
-    """A frame's tiles: all lengths but the last one's stand before them."""
+def _split(payload: bytes, count: int, *, whole: bool = True) -> list[bytes]:
+    """A frame's tiles: all lengths but the last one's stand before them.  If not all of it is there, some are
+    cut or empty.
+    """
     if count - 1 > len(payload):
         raise OSError("damaged LIC file: fewer bytes than tiles")
     lengths, at = [], 0
     for _ in range(count - 1):
         length, at = read_varint(payload, at)
         lengths.append(length)
-    if at + sum(lengths) > len(payload):
+    if whole and at + sum(lengths) > len(payload):
         raise OSError("damaged LIC file: the tiles are longer than their frame")
     tiles = []
     for length in lengths:

@@ -40,7 +40,7 @@ class LicImageFile(ImageFile.ImageFile):
         from pillow_lic import container
 
         assert self.fp is not None
-        reader = container.Reader(self.fp)
+        reader = container.Reader(self.fp, lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
         header = reader.header
         self._size = (header.width, header.height)
         self._mode = header.mode
@@ -74,7 +74,9 @@ class LicImageFile(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode the current frame's pixels, the first time.
 
-        Raises ``OSError`` if the file is damaged, closed, or its model is not installed.
+        Raises ``OSError`` if the file is damaged, closed, or its model is not installed.  With
+        ``ImageFile.LOAD_TRUNCATED_IMAGES`` the intact tiles of a damaged file are shown, the rest grey, with
+        a warning.
         """
         with self._lock:
             if self._reader is not None and self._loaded != self._frame:
@@ -110,6 +112,7 @@ class LicImageFile(ImageFile.ImageFile):
         if self._loaded == self._frame or self._reader is None:
             return super().crop(box)
         with self._lock:
+            self._reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
             pixels = codec.decode(self._reader.header, self._reader.frame(self._frame), box=box)
         region = Image.fromarray(np.ascontiguousarray(pixels))
         region.info = self.info.copy()
@@ -121,6 +124,7 @@ class LicImageFile(ImageFile.ImageFile):
         source = self._fp if self.is_animated else self.fp
         if source is None or isinstance(source, DeferredError) or source.closed:
             raise OSError("the LIC file was closed before its pixels were loaded")
+        reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
         pixels = codec.decode(reader.header, reader.frame(self._frame))
         # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
         if self._exclusive_fp and not self.is_animated:

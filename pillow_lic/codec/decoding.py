@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pillow_lic import alpha, container, options
 from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
+from pillow_lic.codec.salvage import grey, salvaged
 from pillow_lic.container import Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
 from pillow_lic.models.loading import Model, model_by_identity
@@ -27,7 +29,8 @@ def decode(
     """The pixels of a frame, (H, W) or (H, W, 2 to 4) uint8.
 
     ``box`` (left, top, right, bottom) asks for a part of them, for which only the tiles in and next to
-    it are decoded.  Raises ``OSError`` if the data are damaged or their model is not installed.
+    it are decoded.  Raises ``OSError`` if the data are damaged or their model is not installed.  Of a
+    ``damaged`` frame what is certainly right is shown, and a warning tells how much is not.
     """
     model = model_by_identity(header.model_id)
     left, top, right, bottom = box or (0, 0, header.width, header.height)
@@ -41,11 +44,15 @@ def decode(
     height = min(LATENT_STRIDE * size[0], header.height - origin[1])
     array = np.empty((height, width, 3)[: 3 if header.mode.startswith("RGB") else 2], np.uint8)
     with quiet(on):
-        _synthesise(model, header, frame.tiles, dict(wanted), array, on)
+        coded = salvaged(model, header, frame.tiles, on) if frame.damaged else frame.tiles
+        _synthesise(model, header, coded, dict(wanted), array, on)
     array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
     if frame.alpha is None:
         return array
-    return np.dstack([array, alpha.unpack(frame.alpha, header.width, header.height)[top:bottom, left:right]])
+    if not frame.alpha:  # its checksum is wrong, and the reader lenient
+        warnings.warn("damaged LIC file: the transparency is left out", stacklevel=2)
+    data = frame.alpha or alpha.OPAQUE
+    return np.dstack([array, alpha.unpack(data, header.width, header.height)[top:bottom, left:right]])
 
 
 def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
@@ -77,19 +84,20 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
 def _synthesise(
     model: Model,
     header: Header,
-    coded: Sequence[bytes],
+    coded: Sequence[bytes | None],
     wanted: Mapping[int, Tile],
     array: Pixels,
     device: torch.device,
 ) -> None:
-    """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them.
+    """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them; those
+    that are None become grey.
 
     Each tile's pixels are made once the latents around it are decoded too; latents are kept for three
     rows of tiles at a time.
     """
     h, w = latent_size(header.height), latent_size(header.width)
-    waiting = list(wanted.values())
-    first, last = waiting[0], waiting[-1]
+    waiting = list(wanted.items())
+    first, last = waiting[0][1], waiting[-1][1]
     near = Tile(0, first.top, last.bottom, first.left, last.right).grown(model.arch.synthesis_margin, h, w)
     latents: dict[int, Tensor] = {}
     for number, tile in enumerate(tiles_of(header.width, header.height, header.tile)):
@@ -101,16 +109,21 @@ def _synthesise(
             latents.pop(tile.row - 3, None)
         latents[tile.row][:, :, tile.left : tile.right] = _latents(model, header, tile, coded[number], device)
         if tile.right >= near.right:
-            while waiting and (tile.bottom >= near.bottom or waiting[0].row < tile.row):
-                done = waiting.pop(0)
+            while waiting and (tile.bottom >= near.bottom or waiting[0][1].row < tile.row):
+                index, done = waiting.pop(0)
                 place = Tile(done.row, done.top - first.top, done.bottom - first.top,
                              done.left - first.left, done.right - first.left)  # fmt: skip
-                put_pixels(array, place, _pixels(model, header, done, latents))
+                put_pixels(
+                    array, place, _pixels(model, header, done, latents) if coded[index] is not None else grey(done)
+                )
                 report(len(wanted) - len(waiting), len(wanted))
 
 
-def _latents(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> Tensor:
-    """y of a tile in the synthesis transform's units, (M, h, w) float32."""
+def _latents(model: Model, header: Header, tile: Tile, data: bytes | None, device: torch.device) -> Tensor:
+    """y of a tile in the synthesis transform's units, (M, h, w) float32; zeros if there are no data."""
+    if data is None:
+        shape = (model.arch.latents, tile.bottom - tile.top, tile.right - tile.left)
+        return torch.zeros(shape, dtype=torch.float32, device=device)
     found = decode_symbols(model, header, tile, data, device)
     steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)

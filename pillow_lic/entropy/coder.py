@@ -6,6 +6,9 @@ constriction library spends 20 ns a symbol, with one model a symbol 180.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import constriction
 import numpy as np
 from numpy.typing import NDArray
@@ -83,14 +86,13 @@ class SymbolDecoder:
 
     def decode(self, indices: Indices, tables: Tables) -> Symbols:
         """Symbols for the flat ``indices``; zero where they are skipped."""
-        try:
+        with _damage():
             return self._decode(indices, tables)
-        except AssertionError:
-            raise OSError("damaged LIC file: the coded data fit no symbol") from None
 
     def decode_bits(self, count: int) -> NDArray[np.uint8]:
         """``count`` bits as :meth:`SymbolEncoder.encode_bits` wrote them."""
-        found: NDArray[np.uint8] = self._coder.decode(_bits, count).astype(np.uint8)
+        with _damage():
+            found: NDArray[np.uint8] = self._coder.decode(_bits, count).astype(np.uint8)
         return found
 
     def _decode(self, indices: Indices, tables: Tables) -> Symbols:
@@ -120,6 +122,15 @@ class SymbolDecoder:
         if int(magnitude.max()) > LIMIT:
             raise OSError("damaged LIC file: a symbol is out of range")
         return np.where((values - 1) & 1, -magnitude, magnitude)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """The range decoder's word for a stream that no encoder writes, in ours."""
+    try:
+        yield
+    except AssertionError:
+        raise OSError("damaged LIC file: the coded data fit no symbol") from None
 
 
 def _group(indices: Indices, skip: int) -> tuple[NDArray[np.int_], list[tuple[int, int]]]:

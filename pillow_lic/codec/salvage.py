@@ -1,0 +1,51 @@
+"""What can be shown of a damaged frame: the tiles that are certainly right."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+
+from pillow_lic.container import Header
+from pillow_lic.models.loading import Model
+from pillow_lic.models.transforms import LATENT_STRIDE
+from pillow_lic.pixels import Tile, tiles_of
+from pillow_lic.symbols import decode_symbols, pack
+
+
+def salvaged(model: Model, header: Header, tiles: Sequence[bytes], device: torch.device) -> list[bytes | None]:
+    """The tiles of a damaged frame that are certainly right, None for the others, and a warning of how many.
+
+    A checksum proves a tile's symbols, but not its place: the index that says where tiles begin may be
+    damaged too.  Symbols that give all of the tile's bytes when they are coded again prove where the tile
+    ends.  So right are those that follow each other from the frame's first byte on, or up to its last.
+    Raises ``OSError`` if there are none.
+    """
+    places = tiles_of(header.width, header.height, header.tile)
+    whole = [_is_whole(model, header, place, data, device) for place, data in zip(places, tiles, strict=True)]
+    front = len(list(takewhile(bool, whole)))
+    back = len(whole) - len(list(takewhile(bool, reversed(whole))))
+    found = [data if n < front or n >= back else None for n, data in enumerate(tiles)]
+    missing = found.count(None)
+    if missing == len(found):
+        raise OSError("damaged LIC file: no tile of the picture is intact")
+    if missing:
+        warnings.warn(f"damaged LIC file: {missing} of {len(found)} tiles are lost and left grey", stacklevel=3)
+    return found
+
+
+def _is_whole(model: Model, header: Header, place: Tile, data: bytes, device: torch.device) -> bool:
+    try:
+        tile = decode_symbols(model, header, place, data, device)
+    except OSError:
+        return False
+    return pack(model, tile, header.context, header.quality_code) == data
+
+
+def grey(tile: Tile) -> Tensor:
+    """Pixels of a lost tile, (3, H, W) in -127.5...127.5."""
+    shape = (3, LATENT_STRIDE * (tile.bottom - tile.top), LATENT_STRIDE * (tile.right - tile.left))
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")

@@ -3,54 +3,101 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+import json
+import sys
+from pathlib import PurePath
 
-from PIL import Image, ImageSequence
-
-from pillow_lic import container
-from pillow_lic.cli.common import (
-    ENCODER_OPTIONS,
-    UsageError,
-    add_encoder_options,
-    atomically,
-    encoder_options,
-    progress,
-)
-
-EXTENSION = ".lic"
+from pillow_lic.cli.common import UsageError, add_encoder_options, encoder_options, progress
+from pillow_lic.options import EncoderOptions
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
     parser = commands.add_parser("convert", help="convert to or from .lic", description=run.__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="any image that Pillow opens, or a .lic file")
-    parser.add_argument("target", metavar="TARGET", help="its extension decides the format")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE",
+                        help="an image that Pillow opens, or a folder; paths or URLs (s3://, zip://)")  # fmt: skip
+    parser.add_argument("target", metavar="TARGET", help="a file, whose extension decides the format, or a folder")
     add_encoder_options(parser)
+    group = parser.add_argument_group("folders")
+    group.add_argument("--to", default=".lic", metavar="EXT",
+                       help="format in the target folder; any but .lic converts .lic files (%(default)s)")  # fmt: skip
+    group.add_argument("--jobs", type=int, metavar="N", help="worker processes (one for each core)")
+    group.add_argument("--engine", choices=("local", "dask"), default="local", help="where to work (%(default)s)")
+    group.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster, such as tcp://host:8786")
+    group.add_argument("--overwrite", action="store_true", help="convert what is already done, too")
+    group.add_argument("--keep-going", action="store_true", help="go on after a failure; exit code 1 in the end")
+    group.add_argument("--dry-run", action="store_true", help="only print what would be converted")
+    group.add_argument("--psnr", action="store_true", help="measure the PSNR of each file")
+    group.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Convert an image to or from .lic; EXIF, ICC profile and XMP go along."""
-    source, target = Path(args.source), Path(args.target)
-    suffix = target.suffix.lower()
-    if Image.registered_extensions().get(suffix) not in Image.SAVE:
-        raise UsageError(f"no format that can be written has the extension {target.suffix!r}")
-    options: dict[str, Any] = {}
-    if suffix == EXTENSION:
-        opts = encoder_options(args)
-        options = {n: getattr(opts, n) for n in ENCODER_OPTIONS}
-    with progress("convert"), Image.open(source) as opened:
-        opened.load()  # some formats keep their metadata behind the pixels
-        options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}
-        if "exif" not in options and (exif := opened.getexif()):
-            options["exif"] = exif.tobytes()
-        image: Image.Image = opened
-        if getattr(image, "is_animated", False) and Image.registered_extensions()[suffix] in Image.SAVE_ALL:
-            durations = [frame.info.get("duration", 0) for frame in ImageSequence.Iterator(image)]
-            options |= {"save_all": True, "duration": durations, "loop": image.info.get("loop", 0)}
-        with atomically(target) as fp:
-            image.save(fp, Image.registered_extensions()[suffix], **options)
-        area = image.width * image.height
-    before, after = source.stat().st_size, target.stat().st_size
-    print(f"{source} -> {target}: {before} -> {after} bytes, {8 * after / area:.4f} bpp")
+    """Convert images to or from .lic; EXIF, ICC profile and XMP go along.
+
+    Of folders, the whole tree is converted into the target folder. What is done and unchanged is skipped:
+    call the command again to go on after an interruption, or after files were added or changed.
+    """
+    from pillow_lic.batch.files import locate
+
+    if (args.engine == "dask") != bool(args.scheduler):
+        raise UsageError("--engine dask and --scheduler belong together")
+    options = encoder_options(args)
+    source, target = locate(args.sources[0]), locate(args.target)
+    folder = args.target.endswith("/") or target.fs.isdir(target.path)
+    if folder or len(args.sources) > 1 or source.fs.isdir(source.path):
+        _convert_folders(args, options)
+    else:
+        _convert_file(args.sources[0], args.target, options)
+
+
+def _convert_file(source: str, target: str, options: EncoderOptions) -> None:
+    from pillow_lic import batch
+    from pillow_lic.batch.files import locate
+    from pillow_lic.batch.plan import Settings, Task
+    from pillow_lic.batch.worker import convert
+
+    try:
+        suffix = batch.suffix_of(PurePath(target).suffix)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    task = Task(locate(source), locate(target))
+    with progress("convert"):
+        result = convert(task, Settings(suffix, options, task.target.folder))
+    bits = 8 * result.after / result.pixels
+    print(f"{source} -> {target}: {result.before} -> {result.after} bytes, {bits:.4f} bpp")
+
+
+def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
+    from tqdm import tqdm
+
+    from pillow_lic import batch
+    from pillow_lic.batch.worker import Result
+
+    try:
+        batch.suffix_of(args.to)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if args.jobs is not None and args.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
+    with tqdm(unit="file", desc="convert", delay=1, leave=False) as bar:
+
+        def on_result(result: Result, total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        summary = batch.convert(
+            args.sources, args.target, to=args.to, options=options, jobs=args.jobs, scheduler=args.scheduler,
+            overwrite=args.overwrite, keep_going=args.keep_going, dry_run=args.dry_run, psnr=args.psnr,
+            on_result=on_result,
+        )  # fmt: skip
+    for failure in summary.failures:
+        print(f"{failure.source}: {failure.error}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(summary.as_dict(), indent=1))
+    else:
+        for source, target in summary.planned:
+            print(f"{source} -> {target}")
+        print(summary.text())
+    if summary.failures:
+        raise OSError(f"{len(summary.failures)} files could not be converted")

@@ -1,0 +1,99 @@
+"""Conversion of many files: folders, buckets, archives, on all cores or on a cluster.
+
+    from pillow_lic.batch import convert
+
+    if __name__ == "__main__":
+        summary = convert(["photos/"], "s3://bucket/photos", options=EncoderOptions(quality=5))
+
+An interrupted job is taken up by calling it again: see :mod:`pillow_lic.batch.plan`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+
+from PIL import Image
+
+from pillow_lic.batch import engines
+from pillow_lic.batch.files import locate
+from pillow_lic.batch.plan import FOLDER, Plan, Settings, begin, make_plan
+from pillow_lic.batch.summary import Summary
+from pillow_lic.batch.worker import Result, failed
+from pillow_lic.options import EncoderOptions, options_from
+
+__all__ = ["Summary", "convert"]
+
+
+def convert(
+    sources: Iterable[str | os.PathLike[str]],
+    target: str | os.PathLike[str],
+    *,
+    to: str = ".lic",
+    options: EncoderOptions | None = None,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+    keep_going: bool = False,
+    dry_run: bool = False,
+    psnr: bool = False,
+    on_result: Callable[[Result, int], None] | None = None,
+) -> Summary:
+    """Convert files and folders into a folder, each folder's tree laid over it; skip what is done and unchanged.
+
+    sources, target  paths or URLs of fsspec (s3://, gs://, zip://, memory://)
+    to               extension of the targets: ".lic", or another that Pillow writes to convert .lic files
+    options          of the encoder; None for the defaults of this process
+    jobs             worker processes (they are spawned: scripts need ``if __name__ == "__main__"``), None for
+                     one a core; 1 converts in this process
+    scheduler        address of a Dask scheduler whose workers convert instead
+    overwrite        convert what is done, too
+    keep_going       go on after a failure; failures are in the summary either way
+    dry_run          only tell what would be done, in the summary's ``planned``
+    psnr             measure each picture's PSNR (.lic files are decoded for it)
+    on_result        called after each file with its result and the number of files there are to convert
+
+    Raises ``ValueError`` for settings that make no sense and ``OSError`` for places that cannot be read or written.
+    """
+    started = time.perf_counter()
+    suffix = suffix_of(to)
+    places, destination = [locate(s) for s in sources], locate(target)
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, not {jobs}")
+    if (scheduler or jobs != 1) and any("memory" in f.fs.protocol for f in (*places, destination)):
+        raise ValueError("memory:// is known to this process only; use jobs=1")
+    settings = Settings(suffix, options or options_from({}), destination.below(FOLDER), psnr)
+    plan = make_plan(places, destination, settings, overwrite=overwrite)
+    summary = Summary(skipped=plan.done, failures=[failed(s, destination, error) for s, error in plan.failures])
+    if dry_run:
+        summary.planned = [(str(task.source), str(task.target)) for task in plan.tasks]
+    elif plan.tasks and (keep_going or not summary.failures):
+        begin(destination, plan)
+        with closing(_results(plan, settings, jobs, scheduler)) as results:
+            for result in results:
+                summary.add(result)
+                if on_result:
+                    on_result(result, len(plan.tasks))
+                if summary.failures and not keep_going:
+                    break
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def suffix_of(name: str) -> str:
+    """An extension with its dot; ``ValueError`` if Pillow writes no format of that name."""
+    suffix = "." + name.lower().removeprefix(".")
+    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+        raise ValueError(f"no format that can be written has the extension {suffix!r}")
+    return suffix
+
+
+def _results(plan: Plan, settings: Settings, jobs: int | None, scheduler: str | None) -> Generator[Result, None, None]:
+    if scheduler is not None:
+        return engines.on_cluster(plan.tasks, settings, scheduler)
+    jobs = min(jobs or engines.cores(), len(plan.tasks))
+    if jobs == 1:
+        return engines.in_this_process(plan.tasks, settings)
+    return engines.in_processes(plan.tasks, settings, jobs)

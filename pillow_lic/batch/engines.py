@@ -1,0 +1,122 @@
+"""Who converts: this process, worker processes of this machine, or a Dask cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from itertools import islice
+from multiprocessing.connection import Connection
+
+from pillow_lic.batch.plan import Settings, Task
+from pillow_lic.batch.worker import Result, convert_all, failed
+
+PARTITION = 8
+"""Files that a worker of a cluster converts for each task of its scheduler."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_this_process(tasks: Sequence[Task], settings: Settings) -> Generator[Result, None, None]:
+    """One after the other, here."""
+    for task in tasks:
+        yield from convert_all([task], settings)
+
+
+def in_processes(tasks: Sequence[Task], settings: Settings, jobs: int) -> Generator[Result, None, None]:
+    """In so many processes of this machine, the cores shared out among them.
+
+    A process that dies (out of memory, killed) takes no other file with it: all that were in work are tried
+    again, each alone, and the one that kills its process once more has failed.
+    """
+    settings = replace(settings, threads=max(1, cores() // jobs))
+    waiting = deque(tasks)
+    while waiting:
+        for task in (yield from _pool(waiting, settings, jobs)):
+            alone = deque([task])
+            while alone:
+                if (yield from _pool(alone, replace(settings, again=True), 1)):
+                    yield failed(task.source, task.target, "the process converting it died; is there enough memory?")
+
+
+def _pool(waiting: deque[Task], settings: Settings, jobs: int) -> Generator[Result, None, list[Task]]:
+    """Convert what is waiting; what was in work when a process died is returned."""
+    # Spawned, not forked: torch's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    lifeline, held = context.Pipe(duplex=False)
+    running: dict[Future[list[Result]], Task] = {}
+    executor = ProcessPoolExecutor(jobs, context, _start, (lifeline, settings.threads or 1))
+    try:
+        while waiting or running:
+            broken = False
+            try:
+                while waiting and len(running) < 2 * jobs:
+                    running[executor.submit(convert_all, [waiting[0]], settings)] = waiting[0]
+                    waiting.popleft()
+            except BrokenProcessPool:
+                broken = True
+            wait(running, return_when=FIRST_COMPLETED)
+            for future in [f for f in running if f.done()]:
+                if isinstance(future.exception(), BrokenProcessPool):
+                    broken = True
+                else:
+                    del running[future]
+                    yield from future.result()
+            if broken:
+                wait(running)
+                return list(running.values())
+        executor.shutdown()
+        return []
+    finally:
+        # Ends the processes at once if there are any left; what they had in work is as if never begun.
+        held.close()
+        executor.shutdown(cancel_futures=True)
+        lifeline.close()
+
+
+def _start(lifeline: Connection, threads: int) -> None:
+    """Prepare a worker process, which ends when whoever holds the other end of the lifeline does."""
+
+    def watch() -> None:
+        lifeline.poll(None)
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Generator[Result, None, None]:
+    """On the workers of a Dask cluster, partition by partition.
+
+    Every thread of a worker converts one file at a time on one core.  What a worker had in work when it died
+    goes to another, which converts what is not done yet.
+    """
+    from distributed import Client, as_completed
+
+    settings = replace(settings, threads=1, again=True)
+    partitions = (tasks[n : n + PARTITION] for n in range(0, len(tasks), PARTITION))
+    with Client(scheduler) as client:
+        pending, parts = as_completed(), {}
+
+        def submit(count: int) -> None:
+            for part in islice(partitions, count):
+                future = client.submit(convert_all, part, settings, pure=False)
+                parts[future.key] = part
+                pending.add(future)
+
+        submit(2 * max(1, sum(client.nthreads().values())))
+        for future in pending:
+            part = parts.pop(future.key)
+            error = future.exception()
+            yield from future.result() if error is None else (failed(t.source, t.target, error) for t in part)
+            submit(1)

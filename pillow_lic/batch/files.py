@@ -1,0 +1,121 @@
+"""Where files are: local paths, and every URL that fsspec has a filesystem for, in one form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "oci", "memory"})
+"""Protocols of stores where an object appears when all of it is there: no partial file, no rename."""
+
+PARTIAL = ".partial"
+
+_HASHES = ("ETag", "etag", "md5Hash", "CRC")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "date_time")
+
+Info = Mapping[str, Any]
+"""What a filesystem tells about a file; every kind has names of its own for times and hashes."""
+
+
+class File(NamedTuple):
+    """A file or folder: its filesystem and its path there."""
+
+    fs: AbstractFileSystem
+    path: str
+
+    def __str__(self) -> str:
+        return self.path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(self.path))
+
+    def below(self, name: str) -> File:
+        """What lies at a relative path in a folder."""
+        return File(self.fs, f"{self.path.rstrip('/')}/{name}" if self.path else name)
+
+    @property
+    def folder(self) -> File:
+        """Where it lies."""
+        return File(self.fs, str(PurePosixPath(self.path).parent))
+
+    @property
+    def name(self) -> str:
+        """Its own name, without where it lies."""
+        return PurePosixPath(self.path).name
+
+
+def locate(url: str | os.PathLike[str]) -> File:
+    """The file at a path or URL; ``ImportError`` or ``ValueError`` if nothing here can reach it."""
+    return File(*url_to_fs(os.fspath(url)))
+
+
+def files_below(folder: File) -> dict[str, Info]:
+    """Every file in a folder and the folders in it, by relative path; empty if there is no such folder."""
+    folder.fs.invalidate_cache()
+    try:
+        found = folder.fs.find(folder.path, detail=True)
+    except FileNotFoundError:
+        return {}
+    start = len(folder.path.rstrip("/"))
+    names = {name[start:].lstrip("/"): info for name, info in found.items() if info["type"] == "file"}
+    return dict(sorted(names.items()))
+
+
+def read(file: File) -> bytes:
+    """The whole of a file."""
+    data: bytes = file.fs.cat_file(file.path)
+    return data
+
+
+def write(file: File, data: bytes, scratch: File) -> None:
+    """Make or replace a file at once: whoever looks sees the old one or the whole new one.
+
+    ``scratch`` is a folder of the same filesystem for the partial file, where one is needed.
+    """
+    fs, path = file
+    if not WHOLE.isdisjoint((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
+        fs.pipe_file(path, data)
+        return
+    for folder in (file.folder, scratch):
+        fs.makedirs(folder.path, exist_ok=True)
+    partial = scratch.below(f".{uuid4().hex}{PARTIAL}").path
+    try:
+        if isinstance(fs, LocalFileSystem):
+            with open(partial, "wb") as fp:
+                fp.write(data)
+                fp.flush()
+                os.fsync(fp.fileno())
+            os.replace(partial, path)
+        else:
+            fs.pipe_file(partial, data)
+            fs.mv(partial, path)
+    except BaseException:
+        if fs.exists(partial):
+            fs.rm_file(partial)
+        raise
+
+
+def version(info: Info) -> str:
+    """What changes when a file's content does: its size, and a hash of the content or else its time."""
+    known = next((str(info[name]) for name in _HASHES if info.get(name)), None)
+    return f"{info['size']} {known or changed(info)}"
+
+
+def changed(info: Info) -> float | None:
+    """When a file was made or last changed, in seconds of the epoch; None if its filesystem does not say."""
+    for name in _TIMES:
+        match info.get(name):
+            case datetime() as moment:
+                return moment.timestamp()
+            case tuple() as moment:
+                return datetime(*moment).timestamp()
+            case str() as moment:
+                return datetime.fromisoformat(moment).timestamp()
+            case float() | int() as moment:
+                return float(moment)
+    return None

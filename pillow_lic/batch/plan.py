@@ -1,0 +1,179 @@
+"""What there is to convert, and what is done.
+
+Beside the converted files the destination has a record, ``.lic-convert/sources.json``: of each target, what its
+source looked like when its conversion was decided on, with which settings, and what lay there before.  It is
+written before the first conversion, whole.  A target is done if it is there, is not what lay there before, and
+its source looks as recorded: the moment that decides is the one at which the target appears, and nothing has
+to be written down after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from PIL import Image
+
+from pillow_lic.batch.files import PARTIAL, File, Info, changed, files_below, read, version, write
+from pillow_lic.options import EncoderOptions
+from pillow_lic.plugin import EXTENSION
+
+FOLDER = ".lic-convert"
+RECORD = f"{FOLDER}/sources.json"
+RECORD_VERSION = 1
+
+STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
+"""Formats that Pillow recognises and cannot decode."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for all conversions of a job.
+
+    suffix    extension of the targets: ".lic", or that of any format that Pillow writes
+    options   the encoder's, for .lic targets
+    psnr      also measure how near the target is to its source
+    scratch   where partial files go
+    threads   torch's threads for each conversion, None for as many as there are
+    again     conversions may have been done by a worker that died later: look first
+    """
+
+    suffix: str
+    options: EncoderOptions
+    scratch: File
+    psnr: bool = False
+    threads: int | None = None
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One conversion; ``stale`` is what lies at the target's place and is to be replaced."""
+
+    source: File
+    target: File
+    stale: str | None = None
+
+
+class Entry(NamedTuple):
+    """A target's line in the record: what it is made from and how, and what lay in its place before."""
+
+    origin: str
+    stale: str | None
+
+
+@dataclass
+class Plan:
+    """What is to do, how many files are done, which cannot be done and why, and the record to write first."""
+
+    tasks: list[Task] = field(default_factory=list)
+    done: int = 0
+    failures: list[tuple[File, str]] = field(default_factory=list)
+    record: dict[str, Entry] = field(default_factory=dict)
+
+
+def sources_of(sources: Iterable[File], suffix: str) -> Iterator[tuple[str, File, Info]]:
+    """Relative path, file and info of every source.
+
+    In folders: pictures of any format for .lic targets, .lic files for others; hidden files and folders are
+    left out.  A file that is named itself is taken as it is.  Raises ``FileNotFoundError``.
+    """
+    wanted = readable() if suffix == EXTENSION else frozenset({EXTENSION})
+    for source in sources:
+        if source.fs.isdir(source.path):
+            for name, info in files_below(source).items():
+                path = PurePosixPath(name)
+                if path.suffix.lower() in wanted and not any(part.startswith(".") for part in path.parts):
+                    yield name, source.below(name), info
+        elif source.fs.exists(source.path):
+            yield source.name, source, source.fs.info(source.path)
+        else:
+            raise FileNotFoundError(f"there is no {source}")
+
+
+def readable() -> frozenset[str]:
+    """Extensions of the pictures that Pillow opens, without .lic."""
+    formats = {e: f for e, f in Image.registered_extensions().items() if f in Image.OPEN and f not in STUBS}
+    return frozenset(formats) - {EXTENSION}
+
+
+def make_plan(sources: Sequence[File], target: File, settings: Settings, *, overwrite: bool = False) -> Plan:
+    """Decide what is to be converted; changes nothing."""
+    there = files_below(target)
+    plan = Plan(record=_read_record(target, there))
+    seen: dict[str, File] = {}
+    for name, source, info in sources_of(sources, settings.suffix):
+        place = str(PurePosixPath(name).with_suffix(settings.suffix))
+        if place in seen:
+            plan.failures.append((source, f"{seen[place]} becomes {place} already"))
+            continue
+        seen[place] = source
+        if target.below(place) == source:
+            plan.failures.append((source, "would be replaced by its own conversion"))
+            continue
+        found = there.get(place)
+        shown = None if found is None else f"{found['size']} {changed(found)}"
+        entry, origin = plan.record.get(place), _origin(source, info, settings)
+        if not overwrite and found is not None and _is_done(entry, origin, shown, found, info):
+            plan.done += 1
+            continue
+        if overwrite or entry is None or entry.origin != origin:
+            entry = plan.record[place] = Entry(origin, shown)
+        plan.tasks.append(Task(source, target.below(place), entry.stale))
+    return plan
+
+
+def begin(target: File, plan: Plan) -> None:
+    """Write the record, and clear away what an interrupted run left half written."""
+    folder = target.below(FOLDER)
+    for name in files_below(folder):
+        if name.endswith(PARTIAL):
+            folder.fs.rm_file(folder.below(name).path)
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(plan.record.items()))
+    data = f'{{"version": {RECORD_VERSION}, "files": {{\n{lines}\n}}}}\n'.encode()
+    there = target.below(RECORD)
+    if not there.fs.exists(there.path) or read(there) != data:
+        write(there, data, folder)
+
+
+def is_done(task: Task) -> bool:
+    """Whether another worker has done a task meanwhile."""
+    fs, path = task.target
+    fs.invalidate_cache()
+    try:
+        info = fs.info(path)
+    except FileNotFoundError:
+        return False
+    return f"{info['size']} {changed(info)}" != task.stale
+
+
+def _is_done(entry: Entry | None, origin: str, shown: str | None, target: Info, source: Info) -> bool:
+    if entry is not None:
+        return entry.origin == origin and shown != entry.stale
+    # Not of our making, or the record is lost: what is not older than its source counts as done, as with make.
+    times = changed(target), changed(source)
+    return times[0] is not None and times[1] is not None and times[0] >= times[1]
+
+
+def _origin(source: File, info: Info, settings: Settings) -> str:
+    """What a target is made from and how, in 16 letters; the same wherever the source lies."""
+    # On which device a picture is coded is no property of the result that anybody asks for.
+    options = asdict(replace(settings.options, device=None)) if settings.suffix == EXTENSION else None
+    told = json.dumps([source.name, version(info), settings.suffix, options])
+    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+
+
+def _read_record(target: File, there: dict[str, Info]) -> dict[str, Entry]:
+    if RECORD not in there:
+        return {}
+    try:
+        found = json.loads(read(target.below(RECORD)))
+        if found["version"] != RECORD_VERSION:
+            raise ValueError
+        return {name: Entry(*entry) for name, entry in found["files"].items()}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{target.below(RECORD)} is no record of this version; remove it to begin anew") from None

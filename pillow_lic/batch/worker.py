@@ -1,0 +1,110 @@
+"""Conversions, wherever they run: in this process, in worker processes, on a cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+import pillow_lic
+from pillow_lic import container
+from pillow_lic.batch.files import File, read, write
+from pillow_lic.batch.plan import Settings, Task, is_done
+from pillow_lic.plugin import EXTENSION, in_supported_mode
+
+pillow_lic.register_lic_opener()
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a conversion went: bytes before and after, pixels, PSNR in dB if asked for, or the error."""
+
+    source: str
+    target: str
+    before: int = 0
+    after: int = 0
+    pixels: int = 0
+    psnr: float | None = None
+    error: str | None = None
+
+
+def convert(task: Task, settings: Settings) -> Result:
+    """Read, convert and write one file; raises what Pillow raises."""
+    data = read(task.source)
+    try:
+        coded, pixels, psnr = transform(data, settings)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify image file {str(task.source)!r}") from None
+    write(task.target, coded, settings.scratch)
+    return Result(str(task.source), str(task.target), len(data), len(coded), pixels, psnr)
+
+
+def convert_all(tasks: Sequence[Task], settings: Settings) -> list[Result]:
+    """Convert some files; what fails is told in its result."""
+    if settings.threads is not None:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    results = []
+    for task in tasks:
+        try:
+            done = settings.again and is_done(task)
+            results.append(_told(task) if done else convert(task, settings))
+        except Exception as error:
+            results.append(failed(task.source, task.target, error))
+    return results
+
+
+def failed(source: File, target: File, error: BaseException | str) -> Result:
+    """The result of a conversion that failed."""
+    told = error if isinstance(error, str) else str(error) or type(error).__name__
+    return Result(str(source), str(target), error=told)
+
+
+def transform(data: bytes, settings: Settings) -> tuple[bytes, int, float | None]:
+    """A picture's file in another format, its number of pixels, and the PSNR if asked for.
+
+    EXIF, ICC profile, XMP, comment and resolution go along, and frames where the format has them.
+    """
+    extension = settings.suffix
+    form = Image.registered_extensions()[extension]
+    options: dict[str, Any] = asdict(settings.options) if extension == EXTENSION else {}
+    out = BytesIO()
+    with Image.open(BytesIO(data)) as opened:
+        opened.load()  # some formats keep their metadata behind the pixels
+        options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}
+        if "exif" not in options and (exif := opened.getexif()):
+            options["exif"] = exif.tobytes()
+        image: Image.Image = opened
+        if getattr(image, "is_animated", False) and form in Image.SAVE_ALL:
+            durations = [frame.info.get("duration", 0) for frame in ImageSequence.Iterator(image)]
+            options |= {"save_all": True, "duration": durations, "loop": image.info.get("loop", 0)}
+        image.save(out, form, **options)
+        coded = out.getvalue()
+        return coded, image.width * image.height, _psnr(image, coded) if settings.psnr else None
+
+
+def _psnr(image: Image.Image, coded: bytes) -> float | None:
+    """PSNR in dB of the colours of the first frame; None where nothing was lost."""
+    import numpy as np
+
+    from pillow_lic.pixels import psnr
+
+    image.seek(0)
+    with Image.open(BytesIO(coded)) as back:
+        both = [np.asarray(in_supported_mode(i).convert("RGB")) for i in (image, back)]
+    found = psnr(both[0], both[1])
+    return found if math.isfinite(found) else None
+
+
+def _told(task: Task) -> Result:
+    """The result of a conversion that another worker did before it died."""
+    coded = read(task.target)
+    with Image.open(BytesIO(coded)) as image:
+        pixels = image.width * image.height
+    size = task.source.fs.info(task.source.path)["size"]
+    return Result(str(task.source), str(task.target), size, len(coded), pixels)

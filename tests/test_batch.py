@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import coded, load
+from PIL import Image
+
+from pillow_lic import EncoderOptions
+from pillow_lic.batch import Summary, convert
+from pillow_lic.batch.plan import RECORD
+from pillow_lic.cli import main
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A tree of three small pictures, and what is none."""
+    folder = tmp_path / "photos"
+    (folder / "trip" / "day 1").mkdir(parents=True)
+    (folder / ".thumbnails").mkdir()
+    image = load("astronaut")
+    for n, name in enumerate(("a.png", "trip/b.JPG", "trip/day 1/c.webp", ".thumbnails/d.png", "trip/._e.png")):
+        image.crop((40 * n, 20, 40 * n + 48, 60)).save(folder / name)
+    (folder / "readme.txt").write_text("no picture")
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, without the record."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    found.pop(RECORD, None)
+    return found
+
+
+def counts(summary: Summary) -> tuple[int, int, int]:
+    return summary.converted, summary.skipped, len(summary.failures)
+
+
+def test_a_tree_is_kept_and_done_once(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = convert([photos], out, jobs=1)
+    assert counts(first) == (3, 0, 0)
+    made = files(out)
+    assert sorted(made) == ["a.lic", "trip/b.lic", "trip/day 1/c.lic"]
+    with Image.open(photos / "a.png") as image:
+        assert made["a.lic"] == coded(image)
+    assert first.bytes_after == sum(map(len, made.values()))
+    assert first.bytes_before == sum((photos / n).stat().st_size for n in ("a.png", "trip/b.JPG", "trip/day 1/c.webp"))
+    times = {name: (out / name).stat().st_mtime_ns for name in made}
+    assert counts(convert([photos], out, jobs=1)) == (0, 3, 0)
+    assert counts(convert([photos], out, jobs=1, overwrite=True)) == (3, 0, 0)
+    assert files(out) == made
+    assert all((out / name).stat().st_mtime_ns > times[name] for name in made)
+
+
+def test_what_changed_is_converted_again(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert([photos], out, jobs=1)
+    stat = (photos / "a.png").stat()
+    load("camera").crop((0, 0, 64, 64)).save(photos / "a.png")
+    os.utime(photos / "a.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as old as before, another size
+    (photos / "trip" / "b.JPG").touch()
+    assert counts(convert([photos], out, jobs=1)) == (2, 1, 0)
+    with Image.open(out / "a.lic") as image:
+        assert image.size == (64, 64)
+    (out / "a.lic").unlink()
+    assert counts(convert([photos], out, jobs=1)) == (1, 2, 0)
+    better = EncoderOptions(quality=6)
+    assert counts(convert([photos], out, jobs=1, options=better)) == (3, 0, 0)
+    assert counts(convert([photos], out, jobs=1, options=better)) == (0, 3, 0)
+    assert counts(convert([photos], out, jobs=1)) == (3, 0, 0)
+
+
+def test_without_a_record_times_decide(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert([photos], out, jobs=1)
+    (out / RECORD).unlink()
+    os.utime(out / "a.lic", (1, 1))
+    assert counts(convert([photos], out, jobs=1)) == (1, 2, 0)
+    assert counts(convert([photos], out, jobs=1)) == (0, 3, 0)
+
+
+def test_an_interrupted_job_goes_on(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    convert([photos], out, jobs=1, options=EncoderOptions(quality=2))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert([photos], out, jobs=1, on_result=stop)
+    done = (out / "a.lic").stat().st_ino
+    (out / ".lic-convert" / ".left.partial").write_bytes(b"half")
+    assert counts(convert([photos], out, jobs=1)) == (2, 1, 0)
+    assert (out / "a.lic").stat().st_ino == done
+    undisturbed = tmp_path / "undisturbed"
+    convert([photos], undisturbed, jobs=1)
+    assert files(out) == files(undisturbed)
+
+
+def test_back_to_another_format(photos: Path, tmp_path: Path) -> None:
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert convert([photos], out, jobs=1, psnr=True).psnr > 28
+    summary = convert([out], back, to="png", jobs=1, psnr=True)
+    assert counts(summary) == (3, 0, 0)
+    assert summary.psnr is None  # nothing was lost
+    with Image.open(back / "trip" / "day 1" / "c.png") as one, Image.open(out / "trip" / "day 1" / "c.lic") as other:
+        assert one.tobytes() == other.tobytes()
+
+
+def test_beside_the_sources(photos: Path) -> None:
+    assert counts(convert([photos], photos, jobs=1)) == (3, 0, 0)
+    assert (photos / "trip" / "b.lic").exists()
+    assert counts(convert([photos], photos, jobs=1)) == (0, 3, 0)
+    summary = convert([photos / "a.lic"], photos, jobs=1)
+    assert "by its own conversion" in str(summary.failures[0].error)
+
+
+def test_two_sources_of_one_target(photos: Path, tmp_path: Path) -> None:
+    load("camera").save(photos / "a.jpg")
+    out = tmp_path / "out"
+    summary = convert([photos], out, jobs=1)
+    assert counts(summary) == (0, 0, 1)
+    assert "a.jpg becomes a.lic already" in str(summary.failures[0].error)
+    assert not out.exists()
+    assert counts(convert([photos], out, jobs=1, keep_going=True)) == (3, 0, 1)
+
+
+def test_wrong_settings(photos: Path, tmp_path: Path) -> None:
+    cases = {"no format that can be written": {"to": "xyz"}, "jobs must be": {"jobs": 0}}
+    for message, settings in cases.items():
+        with pytest.raises(ValueError, match=message):
+            convert([photos], tmp_path / "out", **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="use jobs=1"):
+        convert([photos], "memory://x", jobs=2)
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        convert([tmp_path / "nowhere"], tmp_path / "out")
+    (tmp_path / "out" / ".lic-convert").mkdir(parents=True)
+    (tmp_path / "out" / RECORD).write_text("{}")
+    with pytest.raises(ValueError, match="no record of this version"):
+        convert([photos], tmp_path / "out")
+
+
+def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    argv = ["convert", str(photos), str(out), "--jobs", "1"]
+    assert main([*argv, "--dry-run"]) == 0
+    assert f"{photos / 'a.png'} -> {out / 'a.lic'}\n" in capsys.readouterr().out
+    assert not out.exists()
+    (photos / "b.png").write_bytes(b"no picture")
+    assert main(argv) == 1
+    captured = capsys.readouterr()
+    assert "1 converted, 0 already done, 1 failed" in captured.out
+    assert f"cannot identify image file '{photos / 'b.png'}'" in captured.err
+    assert main([*argv, "--keep-going", "--json"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["converted"], summary["skipped"], summary["failed"]) == (2, 1, 1)
+    assert summary["failures"][0]["source"] == str(photos / "b.png")
+    (photos / "b.png").unlink()
+    assert main(argv) == 0
+    assert "0 converted, 3 already done, 0 failed" in capsys.readouterr().out
+    assert main(["convert", str(photos / "a.png"), str(photos / "trip" / "b.JPG"), str(tmp_path), "--jobs", "1"]) == 0
+    assert {"a.lic", "b.lic"} <= {p.name for p in tmp_path.iterdir()}
+
+
+def test_command_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [
+        (["--jobs", "0"], "--jobs must be"),
+        (["--to", "xyz"], "no format"),
+        (["--engine", "dask"], "belong together"),
+        (["--scheduler", "tcp://here:1"], "belong together"),
+    ]
+    for extra, message in cases:
+        assert main(["convert", str(photos), str(tmp_path / "out"), *extra]) == 2, extra
+        assert message in capsys.readouterr().err
+
+
+def test_processes(photos: Path, tmp_path: Path) -> None:
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    assert counts(convert([photos], out, jobs=2, options=EncoderOptions(quality=3))) == (3, 0, 0)
+    convert([photos], alone, jobs=1, options=EncoderOptions(quality=3))
+    assert files(out) == files(alone)

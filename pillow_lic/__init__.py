@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pillow_lic import plugin as _plugin
+from pillow_lic.plugin import open
 
 if TYPE_CHECKING:
     from pillow_lic.codec import transcode
     from pillow_lic.options import EncoderOptions, set_defaults
 
-__all__ = ["EncoderOptions", "__version__", "register_lic_opener", "set_defaults", "transcode"]
+__all__ = ["EncoderOptions", "__version__", "open", "register_lic_opener", "set_defaults", "transcode"]
 
 __version__ = "0.1.0"
 

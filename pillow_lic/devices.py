@@ -16,10 +16,17 @@ WORTH_CUDA = 256 * 256
 
 
 @contextmanager
-def quiet(device: torch.device) -> Iterator[None]:
-    """No gradients and no autocast, whatever the caller has set."""
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-        yield
+def quiet(device: torch.device, threads: int | None = None) -> Iterator[None]:
+    """No gradients, no autocast and at most so many threads, whatever the caller has set; all is put back after."""
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)
 
 
 def choose_device(name: str | None, pixels: int) -> torch.device:

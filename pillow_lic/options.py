@@ -54,6 +54,7 @@ class EncoderOptions:
     model      name of an installed model, or the path of a .safetensors file, instead of tune
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
                enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
+    threads    CPU threads to work with, at least 1; None: as many as torch is set to
     tile       side in pixels of independently coded tiles, a multiple of 64 from 64 to 2048, or
                0 for one tile; None: 512 above one megapixel
 
@@ -67,6 +68,7 @@ class EncoderOptions:
     tune: str | None = None
     model: str | None = None
     device: str | None = None
+    threads: int | None = None
     tile: int | None = None
     target_size: int | None = None
     target_bpp: float | None = None
@@ -95,6 +97,7 @@ class EncoderOptions:
                 raise ValueError("give either model or tune, not both: tune chooses among the shipped models")
         if self.device is not None and not isinstance(self.device, str):
             object.__setattr__(self, "device", str(self.device))
+        object.__setattr__(self, "threads", checked_threads(self.threads))
         object.__setattr__(self, "alpha_quality", _integer("alpha_quality", self.alpha_quality))
         if not 0 <= self.alpha_quality <= 100:
             raise ValueError(f"alpha_quality must be a whole number from 0 to 100, not {self.alpha_quality}")
@@ -134,6 +137,16 @@ class EncoderOptions:
     def quality_code(self) -> int:
         """Quality as files keep it: 256ths of a step above 1, in 0...1792."""
         return round((self.quality - QUALITY_MIN) * QUALITY_STEPS)
+
+
+def checked_threads(threads: int | None) -> int | None:
+    """A number of threads as an int; ``TypeError`` if it is none, ``ValueError`` below 1."""
+    if threads is None:
+        return None
+    number = _integer("threads", threads)
+    if number < 1:
+        raise ValueError(f"threads must be at least 1, not {number}")
+    return number
 
 
 def quality_of(code: int) -> float:

@@ -99,9 +99,9 @@ def tile_pixels(array: Pixels, tile: Tile) -> Tensor:
     return x.to(torch.float32) - 127.5
 
 
-def put_pixels(array: Pixels, tile: Tile, values: Tensor) -> None:
-    """Round and clamp synthesised pixels (3, H, W) of a tile into the picture."""
-    s = LATENT_STRIDE
+def put_pixels(array: Pixels, tile: Tile, values: Tensor, scale: int = 1) -> None:
+    """Round and clamp synthesised pixels (3, H, W) of a tile into the picture, which is 1/``scale`` as large."""
+    s = LATENT_STRIDE // scale
     target = array[tile.top * s : tile.bottom * s, tile.left * s : tile.right * s]
     values = values[:, : target.shape[0], : target.shape[1]]
     if array.ndim == 2:

@@ -6,6 +6,7 @@ all, is imported when they happen.
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from io import BytesIO
@@ -26,15 +27,24 @@ FORMAT = "LIC"
 MIME = "image/x-lic"
 EXTENSION = ".lic"
 
+SCALES = (8, 4, 2)
+"""What sides of a picture may be divided by when it is decoded."""
+
 METADATA = frozenset({"exif", "icc_profile", "xmp", "comment", "dpi"})
 SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop", "progress", "roi"}
 
 
 class LicImageFile(ImageFile.ImageFile):
-    """A .lic file.  Opening reads header and metadata; ``load()`` decodes a frame, once, in any thread."""
+    """A .lic file.  Opening reads header and metadata; ``load()`` decodes a frame, once, in any thread.
+
+    ``device`` and ``threads`` say where and how frames are decoded, as :func:`open` explains.
+    """
 
     format = FORMAT
     format_description = "Learned image codec"
+    device: str | None = None
+    threads: int | None = None
+    _scale = 1
 
     def _open(self) -> None:
         from pillow_lic import container
@@ -86,13 +96,32 @@ class LicImageFile(ImageFile.ImageFile):
                     self._reader = None
         return super().load()
 
+    def draft(self, mode: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int, float, float]] | None:
+        """Decode at 1/2, 1/4 or 1/8, whichever is the smallest that is at least of a size; ``thumbnail()`` asks for it.
+
+        Returns the mode, which stays, and the image's box in pixels of the draft; None, and nothing is done, if the
+        pixels are loaded.
+        """
+        if size is None or self._reader is None or self._loaded == self._frame:
+            return None
+        header = self._reader.header
+        ratio = min(header.width // max(1, size[0]), header.height // max(1, size[1]))
+        self._scale = next((s for s in SCALES if s <= ratio), 1)
+        self._size = (-(-header.width // self._scale), -(-header.height // self._scale))
+        return self.mode, (0, 0, header.width / self._scale, header.height / self._scale)
+
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
         """A part of the image; before the pixels are loaded, only the tiles it needs are decoded."""
-        if box is not None and self._loaded != self._frame and self._reader is not None:
+        if box is not None and self._is_lazy:
             left, top, right, bottom = (round(n) for n in box)
             if self._holds(left, top, right, bottom):
                 return self.read_region((left, top, right, bottom))
         return super().crop(box)
+
+    @property
+    def _is_lazy(self) -> bool:
+        """Whether a part of the current frame can be decoded without the rest."""
+        return self._reader is not None and self._loaded != self._frame and self._scale == 1
 
     def _holds(self, left: int, top: int, right: int, bottom: int) -> bool:
         """Whether a box has pixels and all of them lie inside the image."""
@@ -109,11 +138,15 @@ class LicImageFile(ImageFile.ImageFile):
 
         if not self._holds(*box):
             raise ValueError(f"the region {box} does not lie inside the image of {self.width}x{self.height} pixels")
-        if self._loaded == self._frame or self._reader is None:
-            return super().crop(box)
+        pixels = None
         with self._lock:
-            self._reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-            pixels = codec.decode(self._reader.header, self._reader.frame(self._frame), box=box)
+            if self._reader is not None and self._is_lazy:
+                self._check_open()
+                self._reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+                frame = self._reader.frame(self._frame)
+                pixels = codec.decode(self._reader.header, frame, self.device, box, threads=self.threads)
+        if pixels is None:
+            return super().crop(box)
         region = Image.fromarray(np.ascontiguousarray(pixels))
         region.info = self.info.copy()
         return region
@@ -121,17 +154,25 @@ class LicImageFile(ImageFile.ImageFile):
     def _decode(self, reader: container.Reader) -> None:
         from pillow_lic import codec
 
-        source = self._fp if self.is_animated else self.fp
-        if source is None or isinstance(source, DeferredError) or source.closed:
-            raise OSError("the LIC file was closed before its pixels were loaded")
+        source = self._check_open()
         reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
-        pixels = codec.decode(reader.header, reader.frame(self._frame))
+        frame = reader.frame(self._frame)
+        pixels = codec.decode(reader.header, frame, self.device, scale=self._scale, threads=self.threads)
         # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
         if self._exclusive_fp and not self.is_animated:
             source.close()
+        self._size = (pixels.shape[1], pixels.shape[0])  # which thumbnail() changes, of all frames
+        self._im = None
         self.fp = BytesIO(pixels.tobytes())
         self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)]
         super().load()
+
+    def _check_open(self) -> IO[bytes]:
+        """The file to read from; ``OSError`` if it is closed."""
+        source = self._fp if self.is_animated else self.fp
+        if source is None or isinstance(source, DeferredError) or source.closed:
+            raise OSError("the LIC file was closed before its pixels were loaded")
+        return source
 
     def load_seek(self, pos: int) -> None:
         """Nothing to seek: the pixels are in memory by then."""
@@ -150,6 +191,34 @@ class LicImageFile(ImageFile.ImageFile):
         self._lock, self._reader = threading.Lock(), None
         self._frame, self._loaded = 0, 0
         super().__setstate__(state)
+
+
+def open(
+    fp: str | bytes | os.PathLike[str] | IO[bytes],
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> LicImageFile:
+    """Open a .lic file as ``Image.open`` does, with options for decoding it.
+
+    device   "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large enough
+             to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
+    threads  CPU threads to work with, at least 1; None: as many as torch is set to
+    size     (width, height): decode at 1/2, 1/4 or 1/8, whichever is the smallest that is at least so
+             large, in less time; None: the whole
+
+    Raises what ``Image.open`` does (``UnidentifiedImageError`` for another kind of file), and ``TypeError`` or
+    ``ValueError`` for impossible options; a device that does not exist is a ``ValueError`` when pixels are asked for.
+    """
+    from pillow_lic import options
+
+    threads = options.checked_threads(threads)
+    image = Image.open(fp, formats=[FORMAT])
+    assert isinstance(image, LicImageFile)
+    image.device, image.threads = device, threads
+    image.draft(None, size)
+    return image
 
 
 def info_of(header: container.Header) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def test_open_reads_the_header_only(photo: Image.Image, monkeypatch: pytest.Monk
     assert fp.taken < 100
     calls = []
     decode = codec.decode
-    monkeypatch.setattr(codec, "decode", lambda *a: calls.append(a) or decode(*a))
+    monkeypatch.setattr(codec, "decode", lambda *a, **k: calls.append(a) or decode(*a, **k))
     image.load()
     image.load()
     np.asarray(image)
@@ -86,7 +86,7 @@ def test_many_threads_load_once(photo: Image.Image, monkeypatch: pytest.MonkeyPa
     image = Image.open(BytesIO(coded(photo)))
     calls = []
     decode = codec.decode
-    monkeypatch.setattr(codec, "decode", lambda *a: calls.append(a) or decode(*a))
+    monkeypatch.setattr(codec, "decode", lambda *a, **k: calls.append(a) or decode(*a, **k))
     found: list[np.ndarray] = []
     workers = [threading.Thread(target=lambda: found.append(np.asarray(image))) for _ in range(6)]
     for worker in workers:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pillow_lic import alpha, container, options
@@ -24,13 +25,20 @@ from pillow_lic.symbols import decode_symbols, pack
 
 
 def decode(
-    header: Header, frame: Frame, device: str | None = None, box: tuple[int, int, int, int] | None = None
+    header: Header,
+    frame: Frame,
+    device: str | None = None,
+    box: tuple[int, int, int, int] | None = None,
+    *,
+    scale: int = 1,
+    threads: int | None = None,
 ) -> Pixels:
     """The pixels of a frame, (H, W) or (H, W, 2 to 4) uint8.
 
     ``box`` (left, top, right, bottom) asks for a part of them, for which only the tiles in and next to
-    it are decoded.  Raises ``OSError`` if the data are damaged or their model is not installed.  Of a
-    ``damaged`` frame what is certainly right is shown, and a warning tells how much is not.
+    it are decoded; ``scale`` 2, 4 or 8 for the whole picture at 1/scale, rounded up.  Raises ``OSError`` if
+    the data are damaged or their model is not installed.  Of a ``damaged`` frame what is certainly right is
+    shown, and a warning tells how much is not.
     """
     model = model_by_identity(header.model_id)
     left, top, right, bottom = box or (0, 0, header.width, header.height)
@@ -40,19 +48,23 @@ def decode(
     first = wanted[0][1]
     size = (wanted[-1][1].bottom - first.top, wanted[-1][1].right - first.left)
     origin = (LATENT_STRIDE * first.left, LATENT_STRIDE * first.top)
-    width = min(LATENT_STRIDE * size[1], header.width - origin[0])
-    height = min(LATENT_STRIDE * size[0], header.height - origin[1])
+    width = -(-min(LATENT_STRIDE * size[1], header.width - origin[0]) // scale)
+    height = -(-min(LATENT_STRIDE * size[0], header.height - origin[1]) // scale)
     array = np.empty((height, width, 3)[: 3 if header.mode.startswith("RGB") else 2], np.uint8)
-    with quiet(on):
+    with quiet(on, threads or options.defaults.threads):
         coded = salvaged(model, header, frame.tiles, on) if frame.damaged else frame.tiles
-        _synthesise(model, header, coded, dict(wanted), array, on)
-    array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
+        _synthesise(model, header, coded, dict(wanted), array, on, scale)
+    if box is not None:
+        array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
     if frame.alpha is None:
         return array
     if not frame.alpha:  # its checksum is wrong, and the reader lenient
         warnings.warn("damaged LIC file: the transparency is left out", stacklevel=2)
     data = frame.alpha or alpha.OPAQUE
-    return np.dstack([array, alpha.unpack(data, header.width, header.height)[top:bottom, left:right]])
+    transparency = alpha.unpack(data, header.width, header.height)[top:bottom, left:right]
+    if scale > 1:
+        transparency = np.asarray(Image.fromarray(transparency).reduce(scale))
+    return np.dstack([array, transparency])
 
 
 def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
@@ -88,9 +100,10 @@ def _synthesise(
     wanted: Mapping[int, Tile],
     array: Pixels,
     device: torch.device,
+    scale: int,
 ) -> None:
-    """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them; those
-    that are None become grey.
+    """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them, at 1/scale;
+    those that are None become grey.
 
     Each tile's pixels are made once the latents around it are decoded too; latents are kept for three
     rows of tiles at a time.
@@ -113,9 +126,9 @@ def _synthesise(
                 index, done = waiting.pop(0)
                 place = Tile(done.row, done.top - first.top, done.bottom - first.top,
                              done.left - first.left, done.right - first.left)  # fmt: skip
-                put_pixels(
-                    array, place, _pixels(model, header, done, latents) if coded[index] is not None else grey(done)
-                )
+                known = coded[index] is not None
+                values = _pixels(model, header, done, latents, scale) if known else grey(done, scale)
+                put_pixels(array, place, values, scale)
                 report(len(wanted) - len(waiting), len(wanted))
 
 
@@ -131,8 +144,8 @@ def _latents(model: Model, header: Header, tile: Tile, data: bytes | None, devic
     return y if found.priors.factor is None else y / found.priors.factor
 
 
-def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
-    """One tile's pixels (3, H, W), synthesised from its latents and a margin of its neighbours'."""
+def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor], scale: int) -> Tensor:
+    """One tile's pixels (3, H, W) at 1/scale, synthesised from its latents and a margin of its neighbours'."""
     h, w = latent_size(header.height), latent_size(header.width)
     step = header.tile // LATENT_STRIDE or max(h, w)
     around = tile.grown(min(model.arch.synthesis_margin, step), h, w)
@@ -141,6 +154,6 @@ def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tens
     y = torch.cat(rows, dim=1)[:, around.top - first * step : around.bottom - first * step]
     y = y[None].contiguous(memory_format=torch.channels_last)
     network = model.synthesis(y.device, block_dtype(y.device))
-    output: Tensor = network(y, quality_tensor(header, y.device))[0]
-    top, left = LATENT_STRIDE * (tile.top - around.top), LATENT_STRIDE * (tile.left - around.left)
-    return output[:, top:, left:]
+    output: Tensor = network(y, quality_tensor(header, y.device), scale)[0]
+    stride = LATENT_STRIDE // scale
+    return output[:, stride * (tile.top - around.top) :, stride * (tile.left - around.left) :]

@@ -89,7 +89,7 @@ def encode(
         best, found = _encode(model, coded, there, levels, names, effort, device)
         return container.write(replace(there, context=best), metadata or {}, found, animation)
 
-    with quiet(device):
+    with quiet(device, opts.threads):
         if opts.target is None:
             return at(opts.quality_code)
         kind, wanted = opts.target

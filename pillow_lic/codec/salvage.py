@@ -45,7 +45,8 @@ def _is_whole(model: Model, header: Header, place: Tile, data: bytes, device: to
     return pack(model, tile, header.context, header.quality_code) == data
 
 
-def grey(tile: Tile) -> Tensor:
-    """Pixels of a lost tile, (3, H, W) in -127.5...127.5."""
-    shape = (3, LATENT_STRIDE * (tile.bottom - tile.top), LATENT_STRIDE * (tile.right - tile.left))
+def grey(tile: Tile, scale: int = 1) -> Tensor:
+    """Pixels of a lost tile at 1/scale, (3, H, W) in -127.5...127.5."""
+    stride = LATENT_STRIDE // scale
+    shape = (3, stride * (tile.bottom - tile.top), stride * (tile.right - tile.left))
     return torch.zeros(shape, dtype=torch.float32, device="cpu")

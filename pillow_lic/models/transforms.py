@@ -128,7 +128,10 @@ class Analysis(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """y (B, M, h, w) in the analysis transform's units -> pixels (B, 3, 16 h, 16 w), unclamped."""
+    """y (B, M, h, w) in the analysis transform's units -> pixels (B, 3, 16 h, 16 w), unclamped.
+
+    At ``scale`` 2, 4 or 8: means of so many pixels in both directions, (B, 3, 16 h / scale, 16 w / scale).
+    """
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
@@ -138,13 +141,24 @@ class Synthesis(nn.Module):
         self.fine = nn.ModuleList(ResidualBlock(c) for _ in range(eighth))
         self.head = nn.Conv2d(c, 192, 1)
 
-    def forward(self, y: Tensor, quality: Tensor) -> Tensor:
+    def forward(self, y: Tensor, quality: Tensor, scale: int = 1) -> Tensor:
         for block in self.coarse:
             y = block(y, quality)
         x = F.pixel_shuffle(self.up(y), 2)
         for block in self.fine:
             x = block(x, quality)
-        return F.pixel_shuffle(self.head(x), 8)
+        if scale == 1:
+            return F.pixel_shuffle(self.head(x), 8)
+        # The head is linear: the mean of its outputs is the output of its mean.
+        assert self.head.bias is not None
+        weight, bias = (means_of_blocks(t, scale) for t in (self.head.weight, self.head.bias))
+        return F.pixel_shuffle(F.conv2d(x, weight, bias), 8 // scale)
+
+
+def means_of_blocks(x: Tensor, scale: int) -> Tensor:
+    """Of (3 n n, ...), the rows of colours by pixels of an n x n block: means of scale x scale pixels."""
+    n = math.isqrt(x.shape[0] // 3) // scale
+    return x.reshape(3, n, scale, n, scale, *x.shape[1:]).mean(dim=(2, 4)).flatten(0, 2)
 
 
 def start_linear(analysis: Analysis, synthesis: Synthesis, arch: Architecture) -> None:

@@ -38,15 +38,16 @@ def ssim_weighted(output: Tensor, pixels: Tensor) -> Tensor:
 
 
 def ssim_map(one: Tensor, other: Tensor) -> Tensor:
-    """SSIM at each pixel (B, 3, H, W), Gaussian window of 11 with deviation 1.5, edges replicated."""
+    """SSIM at each pixel (B, C, H, W), Gaussian window of 11 with deviation 1.5, edges replicated."""
     x = torch.arange(-5, 6, dtype=one.dtype, device=one.device)
     line = torch.exp(-(x**2) / (2 * 1.5**2))
-    line = (line / line.sum()).repeat(3, 1)
+    channels = one.shape[1]
+    line = (line / line.sum()).repeat(channels, 1)
 
     def blur(values: Tensor) -> Tensor:
         padded = F.pad(values, (5, 5, 5, 5), mode="replicate")
-        rows = F.conv2d(padded, line[:, None, :, None], groups=3)
-        return F.conv2d(rows, line[:, None, None, :], groups=3)
+        rows = F.conv2d(padded, line[:, None, :, None], groups=channels)
+        return F.conv2d(rows, line[:, None, None, :], groups=channels)
 
     mean_one, mean_other = blur(one), blur(other)
     var_one = blur(one**2) - mean_one**2

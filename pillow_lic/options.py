@@ -48,6 +48,8 @@ class EncoderOptions:
     alpha_quality
                0 to 100: in how many levels transparency is kept; 100, the default: all of them
     exact      keep the colours of transparent pixels, which nobody sees; default False
+    adaptive   take bits from where a picture looks good to where it looks worst, so that quality is even at the
+               same size (Johnston 2018); default False
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse"
@@ -75,6 +77,7 @@ class EncoderOptions:
     target_psnr: float | None = None
     alpha_quality: int = 100
     exact: bool = False
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quality", _number("quality", self.quality))
@@ -84,6 +87,8 @@ class EncoderOptions:
             _choice("context", self.context, ("auto", *CONTEXTS))
         if self.quantizer is not None:
             _choice("quantizer", self.quantizer, QUANTIZERS)
+        if not isinstance(self.adaptive, bool):
+            raise TypeError(f"adaptive must be True or False, not {self.adaptive!r}")
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if not 0 <= self.effort <= EFFORT_MAX:
             raise ValueError(f"effort must be a whole number from 0 to 9, not {self.effort}")

@@ -13,7 +13,7 @@ from typing import IO
 from pillow_lic import container
 from pillow_lic.options import DEFAULT_CONTEXT, TARGETS, TUNES, EncoderOptions, options_from
 
-ENCODER_OPTIONS = ("quality", *TARGETS, "context", "quantizer", "effort", "tune", "model", "device")
+ENCODER_OPTIONS = ("quality", *TARGETS, "context", "quantizer", "adaptive", "effort", "tune", "model", "device")
 CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
 
 
@@ -30,6 +30,9 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
     group.add_argument("--context", help=f"context model: {CONTEXTS}; default {DEFAULT_CONTEXT}")
     group.add_argument("--quantizer", help="scalar, e8; default e8 where the model has it")
+    group.add_argument(
+        "--adaptive", action="store_true", default=None, help="the same bits, where the picture needs them"
+    )
     group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
     group.add_argument(
         "--tune", help=f"what the shipped models are trained for: {', '.join(TUNES)}; default {TUNES[0]}"

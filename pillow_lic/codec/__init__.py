@@ -5,8 +5,9 @@ backwards.  Only the symbols and what decides their probabilities need to be exa
 transform is ordinary floating point.
 """
 
+from pillow_lic.codec.analysis import analyse
 from pillow_lic.codec.common import reporting_to
 from pillow_lic.codec.decoding import decode, transcode
-from pillow_lic.codec.encoding import analyse, encode
+from pillow_lic.codec.encoding import encode
 
 __all__ = ["analyse", "decode", "encode", "reporting_to", "transcode"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pillow_lic import alpha, container, options
+from pillow_lic.codec.adaptation import chosen_levels
+from pillow_lic.codec.analysis import Part, analysed
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor, report
 from pillow_lic.codec.decoding import decode
 from pillow_lic.container import MAX_QUALITY_CODE, Animation, Frame, Header
@@ -24,20 +25,17 @@ from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import (
     Pixels,
-    Tile,
     check_pixels,
     default_tile,
     latent_size,
     psnr,
-    tile_pixels,
-    tiles_of,
 )
 from pillow_lic.quantizers import adaptive
 from pillow_lic.search.refine import STEPS
 from pillow_lic.search.target import largest
 from pillow_lic.search.tile import improve
 from pillow_lic.search.view import TileView
-from pillow_lic.symbols import CodedTile, pack, quantise
+from pillow_lic.symbols import CodedTile, pack
 
 
 class Encoder(Protocol):
@@ -71,21 +69,24 @@ def encode(
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     header = Header(
         width, height, mode, model.identity, opts.quality_code, "none", _quantizer(model, opts), side, len(pictures),
-        adaptive=roi is not None,
+        adaptive=roi is not None or opts.adaptive,
     )  # fmt: skip
     if roi is not None and (roi.dtype != np.uint8 or roi.shape != (height, width)):
         raise ValueError(f"roi must be an 8-bit grey picture of {width}x{height} pixels")
     if len(pictures) > 1 and animation is None:
         animation = Animation(0, (0,) * len(pictures))
     coded = [_split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
-    levels = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
+    masked = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
     contexts = contexts_to_try(model, opts.context)
     device = choose_device(opts.device, width * height)
 
     def at(code: int, *, quickly: bool = False) -> bytes:
         there, names, effort = replace(header, quality_code=code), contexts, opts.effort
+        levels = [masked] * len(coded)
         if quickly:
-            names, effort = ["none"], 0
+            there, names, effort = replace(there, adaptive=roi is not None), ["none"], 0
+        elif opts.adaptive:
+            levels = [adaptive.together(chosen_levels(model, x, there, device), masked) for x, _ in coded]
         best, found = _encode(model, coded, there, levels, names, effort, device)
         return container.write(replace(there, context=best), metadata or {}, found, animation)
 
@@ -111,7 +112,7 @@ def _encode(
     model: Model,
     pictures: Sequence[tuple[Pixels, bytes | None]],
     header: Header,
-    levels: adaptive.Levels | None,
+    levels: Sequence[adaptive.Levels | None],
     contexts: Sequence[str],
     effort: int,
     device: torch.device,
@@ -121,9 +122,9 @@ def _encode(
     units = 1 + STEPS[effort]
     total = header.frames * header.tiles * units
     done = 0
-    for array, _ in pictures:
+    for (array, _), own in zip(pictures, levels, strict=True):
         tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
-        for part in _analysed(model, array, header, device, levels, searching=units > 1):
+        for part in analysed(model, array, header, device, own, searching=units > 1):
             tile = part.coded
             if units > 1:
                 tile = _search(model, part, header, contexts, effort, (done, total))
@@ -167,51 +168,8 @@ def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str
     return found
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A tile on its way into a file: its place, its symbols, and what an encoder's search needs:
-    pixels (1, 3, H, W) and latents in steps (1, M, h, w) of the tile and a margin ``around`` it.
-    """
-
-    place: Tile
-    coded: CodedTile
-    around: Tile
-    pixels: Tensor
-    y: Tensor
-
-
-def analyse(model: Model, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
-    """The symbols of each tile in turn."""
-    for part in _analysed(model, array, header, device, None, searching=False):
-        yield part.coded
-
-
-def _analysed(
-    model: Model,
-    array: Pixels,
-    header: Header,
-    device: torch.device,
-    levels: adaptive.Levels | None,
-    *,
-    searching: bool,
-) -> Iterator[_Part]:
-    """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
-    w, h = latent_size(header.width), latent_size(header.height)
-    analysis = model.analysis(device, block_dtype(device))
-    quality = quality_tensor(header, device)
-    gain = model.gain(options.quality_of(header.quality_code)).to(device)
-    margin = model.arch.synthesis_margin if searching else 0
-    for tile in tiles_of(header.width, header.height, header.tile):
-        around = tile.grown(model.arch.analysis_margin + margin, h, w)
-        pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
-        y = analysis(pixels, quality) * gain
-        own = None if levels is None else adaptive.of_tile(levels, tile)
-        coded = quantise(model, crop(y, tile, around), header.quality_code, quality, header.quantizer, own)
-        yield _Part(tile, coded, around, pixels, y)
-
-
 def _search(
-    model: Model, part: _Part, header: Header, contexts: Sequence[str], effort: int, progress: tuple[int, int]
+    model: Model, part: Part, header: Header, contexts: Sequence[str], effort: int, progress: tuple[int, int]
 ) -> CodedTile:
     """The tile with better symbols of y, or as it is if none are found."""
     device, steps = part.y.device, STEPS[effort]

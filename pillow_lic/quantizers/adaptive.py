@@ -73,6 +73,14 @@ def levels_of(mask: Pixels, height: int, width: int) -> Levels:
     return found
 
 
+def together(one: Levels, other: Levels | None) -> Levels:
+    """Both at once, as far as levels go."""
+    if other is None:
+        return one
+    both: Levels = np.clip(one + other, -LIMIT, LIMIT)
+    return both
+
+
 def of_tile(levels: Levels, tile: Tile) -> Levels:
     """A tile's part of a picture's levels."""
     rows = slice(tile.top // BLOCK, -(-tile.bottom // BLOCK))

@@ -1,0 +1,61 @@
+"""Pixels to latents and symbols, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pillow_lic import options
+from pillow_lic.codec.common import crop, quality_tensor
+from pillow_lic.container import Header
+from pillow_lic.devices import block_dtype
+from pillow_lic.models.loading import Model
+from pillow_lic.pixels import Pixels, Tile, latent_size, tile_pixels, tiles_of
+from pillow_lic.quantizers import adaptive
+from pillow_lic.symbols import CodedTile, quantise
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tile on its way into a file: its place, its symbols, and what an encoder's search needs:
+    pixels (1, 3, H, W) and latents in steps (1, M, h, w) of the tile and a margin ``around`` it.
+    """
+
+    place: Tile
+    coded: CodedTile
+    around: Tile
+    pixels: Tensor
+    y: Tensor
+
+
+def analyse(model: Model, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
+    """The symbols of each tile in turn."""
+    for part in analysed(model, array, header, device, None, searching=False):
+        yield part.coded
+
+
+def analysed(
+    model: Model,
+    array: Pixels,
+    header: Header,
+    device: torch.device,
+    levels: adaptive.Levels | None,
+    *,
+    searching: bool,
+) -> Iterator[Part]:
+    """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
+    w, h = latent_size(header.width), latent_size(header.height)
+    analysis = model.analysis(device, block_dtype(device))
+    quality = quality_tensor(header, device)
+    gain = model.gain(options.quality_of(header.quality_code)).to(device)
+    margin = model.arch.synthesis_margin if searching else 0
+    for tile in tiles_of(header.width, header.height, header.tile):
+        around = tile.grown(model.arch.analysis_margin + margin, h, w)
+        pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
+        y = analysis(pixels, quality) * gain
+        own = None if levels is None else adaptive.of_tile(levels, tile)
+        coded = quantise(model, crop(y, tile, around), header.quality_code, quality, header.quantizer, own)
+        yield Part(tile, coded, around, pixels, y)

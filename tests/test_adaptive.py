@@ -59,7 +59,7 @@ def test_any_size_and_mode(photo: Image.Image, size: tuple[int, int]) -> None:
 def test_bits_go_from_what_is_good_to_what_is_bad() -> None:
     similarity = np.full((3, 8, 16), 0.9, np.float32)
     similarity[:, 0, 8:12] = np.array([0.2, 0.5, 0.8])[:, None]
-    similarity[:, :, :8] += np.array([-0.05, 0, 0.05])[:, None, None]
+    similarity[:, :, :8] = np.array([0.97, 0.98, 0.99])[:, None, None]
     bits = np.array([50.0, 100.0, 200.0])[:, None, None].repeat(2, axis=2)
     levels = even_levels((-8, 0, 8), similarity, bits)
     assert levels[0, 0] < 0 < levels[0, 1]

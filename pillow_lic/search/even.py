@@ -23,6 +23,9 @@ REST = 0.1
 BLOCKS = 8
 """Blocks of 8x8 pixels on a side of a level's area."""
 
+TINY = 1e-5
+"""Of dissimilarities and bits: what has a logarithm."""
+
 ROUNDS, HALVINGS = 8, 30
 
 
@@ -30,13 +33,14 @@ def even_levels(probes: tuple[int, ...], similarity: NDArray[np.float32], bits: 
     """The levels (rows, columns) for about as many bits as level 0 takes everywhere.
 
     ``similarity`` (probes, 8 rows, 8 columns) is the SSIM of each 8x8 pixels, ``bits`` (probes, rows, columns)
-    what each level's area takes, if all have the level that a probe names; between, both are interpolated.
+    what each level's area takes, if all have the level that a probe names; between, dissimilarity and bits are
+    interpolated geometrically.
 
     Minimises the sum of how far blocks fall below a threshold, and a little of all dissimilarity, plus mu times
     the bits, with mu such that the bits suffice and the threshold such that 5 % of blocks fall below it.
     """
     every = np.arange(-REACH, REACH + 1)
-    quality, cost = _between(probes, every, similarity), _between(probes, every, bits)
+    quality, cost = 1 - _between(probes, every, 1 - similarity), _between(probes, every, bits)
     budget = cost[REACH].sum()
     rows, columns = bits.shape[1:]
     chosen = np.full((rows, columns), REACH)
@@ -52,11 +56,12 @@ def even_levels(probes: tuple[int, ...], similarity: NDArray[np.float32], bits: 
 
 
 def _between(probes: tuple[int, ...], levels: NDArray[np.int_], seen: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What was seen at some levels (probes, ...), interpolated for others."""
+    """What was seen at some levels (probes, ...), none below 0, for others."""
+    logarithm = np.log(np.maximum(seen, TINY))
     place = np.interp(levels, probes, np.arange(len(probes)))
     low = np.minimum(place.astype(np.int64), len(probes) - 2)
     part = (place - low).reshape(-1, 1, 1)
-    found: NDArray[np.float64] = seen[low] * (1 - part) + seen[low + 1] * part
+    found: NDArray[np.float64] = np.exp(logarithm[low] * (1 - part) + logarithm[low + 1] * part)
     return found
 
 

@@ -27,10 +27,6 @@ TARGETS = ("target_size", "target_bpp", "target_psnr")
 TUNES = ("mse", "ms-ssim")
 """The shipped models, each named after the distortion that it is trained for."""
 
-_PLANNED = {
-    "quantizer": ("diamond",),
-}
-
 
 @dataclass(frozen=True)
 class EncoderOptions:
@@ -43,8 +39,9 @@ class EncoderOptions:
     context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), or
                "auto" to try all but the slow one and keep the smallest file; None for "staircase"
                where the model has it, else "none"; all decode to the same pixels
-    quantizer  "scalar", or "e8": groups of eight latents on the lattice E8, smaller files at some
-               milliseconds; None for "e8" where the model has it, else "scalar"
+    quantizer  "scalar"; "e8": groups of eight latents on the lattice E8, smaller files at some
+               milliseconds; or "diamond": all latents of a position on whole or on half steps (LVQAC),
+               between the two; None for "e8" where the model has it, else "scalar"
     alpha_quality
                0 to 100: in how many levels transparency is kept; 100, the default: all of them
     exact      keep the colours of transparent pixels, which nobody sees; default False
@@ -220,8 +217,7 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
     if value not in choices:
-        later = " in this version" if value in _PLANNED.get(name, ()) else ""
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}{later}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 OPTION_NAMES = frozenset(f.name for f in fields(EncoderOptions))

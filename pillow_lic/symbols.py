@@ -20,9 +20,9 @@ from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model
 from pillow_lic.pixels import Tile, pad_to_multiple
-from pillow_lic.quantizers import adaptive, e8, scalar
+from pillow_lic.quantizers import adaptive, diamond, e8, scalar
 from pillow_lic.quantizers.adaptive import Levels, Priors
-from pillow_lic.quantizers.e8 import Lattice
+from pillow_lic.quantizers.cosets import Cosets
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CodedTile:
     z_index: Indices
     y: Symbols
     priors: Priors
-    lattice: Lattice | None = None
+    lattice: Cosets | None = None
     levels: Levels | None = None
 
     @property
@@ -63,10 +63,8 @@ def quantise(
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
     priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device).adapted(levels, len(model.tables))
     tile = CodedTile(z_symbols, z_indices, np.zeros(0, np.int16), priors, levels=levels)
-    if quantizer == "e8":
-        members = e8.members_of(priors.index.cpu().numpy(), model.lattice_index)
-        lattice = Lattice(members, np.zeros(len(members), np.uint8), tuple(priors.index.shape))
-        tile = replace(tile, lattice=lattice)
+    if quantizer != "scalar":
+        tile = replace(tile, lattice=_lattice(model, quantizer, priors))
     steps = y[0] if priors.factor is None else y[0] * priors.factor
     return with_residual(model, tile, steps - priors.mean.to(y.dtype) / 2**MEAN_BITS)
 
@@ -75,10 +73,13 @@ def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
     """The tile with the symbols of y, by its quantiser, for latents so many steps (M, h, w) from their means."""
     symbols = scalar.quantise(residual, tile.priors.index, model.tables.skip).cpu().numpy().astype(np.int16)
     lattice = tile.lattice
-    if lattice is not None:
+    if isinstance(lattice, e8.Lattice):
         floors, coset = e8.quantise(residual.cpu().numpy().ravel(), lattice.members)
         symbols.put(lattice.members, floors)
-        lattice = Lattice(lattice.members, coset, lattice.shape)
+        lattice = replace(lattice, coset=coset)
+    elif isinstance(lattice, diamond.Diamond):
+        symbols[lattice.wide], coset = diamond.quantise(residual.cpu().numpy(), lattice.wide)
+        lattice = replace(lattice, coset=coset)
     return replace(tile, y=symbols, lattice=lattice)
 
 
@@ -88,7 +89,9 @@ def pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> byte
     if tile.levels is not None:
         adaptive.encode(coder, tile.levels)
     coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
-    if tile.lattice is not None:
+    if isinstance(tile.lattice, diamond.Diamond):
+        diamond.encode(coder, tile.lattice.coset)
+    elif tile.lattice is not None:
         coder.encode_bits(tile.lattice.coset)
     if context == "none" and tile.lattice is None:
         coder.encode(tile.y.ravel(), flat(tile.priors.index), model.tables)
@@ -122,14 +125,26 @@ def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device
     return found
 
 
-def _decode_lattice(model: Model, header: Header, coder: SymbolDecoder, priors: Priors) -> Lattice | None:
+def _decode_lattice(model: Model, header: Header, coder: SymbolDecoder, priors: Priors) -> Cosets | None:
     if header.quantizer == "scalar":
         return None
     try:
-        members = e8.members_of(priors.index.cpu().numpy(), model.lattice_index)
+        empty = _lattice(model, header.quantizer, priors)
     except ValueError as error:
         raise OSError(str(error)) from error
-    return Lattice(members, coder.decode_bits(len(members)), tuple(priors.index.shape))
+    if isinstance(empty, diamond.Diamond):
+        return replace(empty, coset=diamond.decode(coder, empty.coset.size))
+    return replace(empty, coset=coder.decode_bits(empty.coset.size))
+
+
+def _lattice(model: Model, quantizer: str, priors: Priors) -> e8.Lattice | diamond.Diamond:
+    """Which latents lie on a lattice, all of them on whole steps; ``ValueError`` if the model has none."""
+    index = priors.index.cpu().numpy()
+    if quantizer == "diamond":
+        wide = index >= model.lattice_index
+        return diamond.Diamond(wide, np.zeros(int(diamond.positions(wide).sum()), np.uint8))
+    members = e8.members_of(index, model.lattice_index)
+    return e8.Lattice(members, np.zeros(len(members), np.uint8), index.shape)
 
 
 def given(model: Model, tile: CodedTile, quality_code: int) -> Given:

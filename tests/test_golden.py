@@ -12,7 +12,17 @@ import pillow_lic
 from pillow_lic.models.context.schedule import CONTEXTS
 
 GOLDEN = Path(__file__).parent / "golden"
-FILES = ("colour", "grey-tiled", "noise", "context-none", "lattice-none", "kind-alpha", "kind-roi", "kind-animation")
+FILES = (
+    "colour",
+    "grey-tiled",
+    "noise",
+    "context-none",
+    "lattice-none",
+    "diamond-none",
+    "kind-alpha",
+    "kind-roi",
+    "kind-animation",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +48,7 @@ def test_metadata() -> None:
         assert image.getexif()[0x013B] == "somebody"
 
 
-@pytest.mark.parametrize("quantizer", ["context", "lattice"])
+@pytest.mark.parametrize("quantizer", ["context", "lattice", "diamond"])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_context_holds_the_same_picture(context: str, quantizer: str) -> None:
     data = (GOLDEN / f"{quantizer}-{context}.lic").read_bytes()

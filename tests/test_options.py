@@ -34,7 +34,6 @@ def test_quality_of_another_kind(value: object) -> None:
     ("name", "value", "message"),
     [
         ("context", "fancy", "'auto', 'none', 'checkerboard'"),
-        ("quantizer", "diamond", "in this version"),
         ("tune", "psnr", "'mse', 'ms-ssim'"),
         ("effort", 10, "effort must be"),
         ("target_size", 0, "target_size must be above 0"),

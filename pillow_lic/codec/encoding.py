@@ -213,6 +213,6 @@ def _quantizer(model: Model, opts: EncoderOptions) -> str:
     """The quantiser asked for, or the best that the model has."""
     if opts.quantizer is None:
         return "e8" if model.has_lattice else "scalar"
-    if opts.quantizer == "e8":
+    if opts.quantizer != "scalar":
         model.lattice_index  # noqa: B018  (a clear error before any work)
     return opts.quantizer

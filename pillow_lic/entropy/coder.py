@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from pillow_lic.entropy.tables import Tables
+from pillow_lic.entropy.tables import TOTAL, Tables
 
 Symbols = NDArray[np.int16]
 Indices = NDArray[np.uint8] | NDArray[np.uint16]
@@ -22,7 +23,7 @@ LIMIT = 2**15 - 1
 """Largest magnitude of a symbol."""
 
 _uniform = constriction.stream.model.Uniform
-_prefixes, _bits = _uniform(16), _uniform(2)
+_prefixes = _uniform(16)
 
 
 class SymbolEncoder:
@@ -54,9 +55,13 @@ class SymbolEncoder:
             # Sign in the lowest bit, distance past the table's end above it, plus one.
             self._encode_tail((np.abs(beyond) - reach[outside] - 1) * 2 + (beyond < 0) + 1)
 
-    def encode_bits(self, bits: NDArray[np.uint8]) -> None:
-        """Append bits that are 0 or 1 with equal probability."""
-        self._coder.encode(bits.astype(np.int32), _bits)
+    def encode_bits(self, bits: NDArray[np.uint8], ones: int = TOTAL // 2) -> None:
+        """Append bits that are 1 with frequency ``ones`` of 2**24."""
+        self._coder.encode(bits.astype(np.int32), _bits(ones))
+
+    def encode_below(self, values: NDArray[np.integer], limit: int) -> None:
+        """Append values in 0 ... ``limit`` - 1, a power of two, all equally likely."""
+        self._coder.encode(values.astype(np.int32), _uniform(limit))
 
     def _encode_tail(self, values: NDArray[np.int32]) -> None:
         """Exp-Golomb: the number of bits below the leading one, uniform, then those bits."""
@@ -89,10 +94,16 @@ class SymbolDecoder:
         with _damage():
             return self._decode(indices, tables)
 
-    def decode_bits(self, count: int) -> NDArray[np.uint8]:
+    def decode_bits(self, count: int, ones: int = TOTAL // 2) -> NDArray[np.uint8]:
         """``count`` bits as :meth:`SymbolEncoder.encode_bits` wrote them."""
         with _damage():
-            found: NDArray[np.uint8] = self._coder.decode(_bits, count).astype(np.uint8)
+            found: NDArray[np.uint8] = self._coder.decode(_bits(ones), count).astype(np.uint8)
+        return found
+
+    def decode_below(self, count: int, limit: int) -> NDArray[np.int32]:
+        """``count`` values as :meth:`SymbolEncoder.encode_below` wrote them."""
+        with _damage():
+            found: NDArray[np.int32] = self._coder.decode(_uniform(limit), count)
         return found
 
     def _decode(self, indices: Indices, tables: Tables) -> Symbols:
@@ -131,6 +142,12 @@ def _damage() -> Iterator[None]:
         yield
     except AssertionError:
         raise OSError("damaged LIC file: the coded data fit no symbol") from None
+
+
+def _bits(ones: int) -> Any:
+    """A model of bits; weights that fill 2**24 but for one each stay the integers they are."""
+    weights = np.array([TOTAL - ones - 1, ones - 1], np.float32)
+    return constriction.stream.model.Categorical(weights, perfect=False)
 
 
 def _group(indices: Indices, skip: int) -> tuple[NDArray[np.int_], list[tuple[int, int]]]:

@@ -28,7 +28,7 @@ from pillow_lic.entropy.units import (
     rounded,
 )
 from pillow_lic.models.context.schedule import TAPS, Unit, view_of
-from pillow_lic.quantizers.e8 import Lattice
+from pillow_lic.quantizers.cosets import Cosets
 
 STEP_BITS = 6
 """Fraction bits of a step: shifts of means are whole 64ths."""
@@ -69,7 +69,7 @@ class ExactContext:
             raise ValueError("the model's context has another number of tables than its ladder asks for")
         return tables
 
-    def tables_for(self, lattice: Lattice | None) -> Tables:
+    def tables_for(self, lattice: Cosets | None) -> Tables:
         """The tables of a quantiser; ``ValueError`` if the model has none for it."""
         tables = self.tables if lattice is None else self.lattice_tables
         if tables is None:
@@ -232,7 +232,7 @@ class Given:
     hidden: Tensor
     quality_code: int
     skip: int
-    lattice: Lattice | None = None
+    lattice: Cosets | None = None
 
 
 _NONE = np.zeros(0, np.int32)
@@ -291,7 +291,7 @@ class Part:
 
 
 def _decode_groups(
-    coder: SymbolDecoder, parts: Sequence[Part], lattice: Lattice, tables: Tables, known: Symbols
+    coder: SymbolDecoder, parts: Sequence[Part], lattice: Cosets, tables: Tables, known: Symbols
 ) -> Symbols:
     """A pass's values; ``known`` (flat) are the symbols of earlier passes, and takes some of this one's."""
     target, table, whole, mirrored = (

@@ -60,14 +60,14 @@ class Model:
 
     @property
     def has_lattice(self) -> bool:
-        """Whether the model can code points of E8."""
+        """Whether the model can code points of lattices."""
         return self.lattice is not None
 
     @property
     def lattice_index(self) -> int:
-        """The first table index whose latents form groups; ``ValueError`` if the model has no lattice."""
+        """The first table index whose latents lie on a lattice; ``ValueError`` if the model has none."""
         if self.lattice is None:
-            raise ValueError(f"the model {self.path.stem!r} has no quantizer 'e8'; it has 'scalar'")
+            raise ValueError(f"the model {self.path.stem!r} has no tables for a lattice: its quantizer is 'scalar'")
         return self.lattice
 
     def analysis(self, device: torch.device, dtype: torch.dtype) -> Analysis:

@@ -28,13 +28,49 @@ class Rounding:
         self, values: Tensor, temperature: float, noise: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Points and bits; see above."""
+        points, bits = self.each(values, temperature, noise, generator)
+        return points, bits.sum()
+
+    def each(
+        self, values: Tensor, temperature: float, noise: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Points and the bits of each, (n,) both."""
         low = values.detach().floor()
         fraction = (values - low).clamp(1e-4, 1 - 1e-4)
         favour = (torch.atanh(fraction) - torch.atanh(1 - fraction)) / temperature
         chance = torch.rand(fraction.shape, generator=generator, device=values.device).clamp_(1e-6, 1 - 1e-6)
         share = torch.sigmoid((favour + noise * torch.logit(chance)) / temperature)
         below = self.costs.of(low)
-        return low + share, (below + share * (self.costs.of(low + 1) - below)).sum()
+        return low + share, below + share * (self.costs.of(low + 1) - below)
+
+
+@dataclass(frozen=True)
+class DiamondChoice:
+    """Each position moves its wide values by half a step or does not; then each value goes down or up.
+
+    ``position`` (n,) numbers the values' positions, ``wide`` (n,) tells which may move.
+    """
+
+    costs: Costs
+    position: Tensor
+    wide: Tensor
+
+    def __call__(
+        self, values: Tensor, temperature: float, noise: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Points and bits; see above."""
+        (whole, few), (half, many) = (
+            Rounding(self.costs.part((n,))).each(values - n / 2, temperature, noise, generator) for n in (0, 1)
+        )
+        half = half + 0.5
+        error = (values - values.detach().round()).abs()
+        # Half steps, squared, lie so far beyond whole ones: (1/2 - error)^2 - error^2.
+        nearer = torch.zeros(int(self.position.max()) + 1, device=values.device)
+        nearer = nearer.index_add(0, self.position, (error - 0.25) * self.wide)
+        chance = torch.rand(nearer.shape, generator=generator, device=values.device).clamp_(1e-6, 1 - 1e-6)
+        share = torch.sigmoid((nearer * (4 / 3 / temperature) + noise * torch.logit(chance)) / temperature)
+        share = share[self.position] * self.wide
+        return whole + share * (half - whole), (few + share * (many - few)).sum()
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from torch import Tensor
 from pillow_lic.devices import quiet
 from pillow_lic.entropy.context import HALF
 from pillow_lic.models.loading import Model
+from pillow_lic.quantizers.diamond import Diamond
+from pillow_lic.quantizers.e8 import Lattice
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.refine import refine
-from pillow_lic.search.relax import LatticeChoice, Relaxation, Rounding
+from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding
 from pillow_lic.search.view import TileView
 from pillow_lic.symbols import CodedTile, given, pack, with_residual
 
@@ -70,6 +72,10 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
         torch.stack(both) for both in zip(network.rows(scale, offset), network.rows(scale, offset - HALF), strict=True)
     )
     costs = Costs(cost_table(tables.with_parities(), device), row.long(), whole, 1 - 2.0 * (fraction < 0))
+    if isinstance(tile.lattice, Diamond):
+        position = coded.flatten(1).nonzero()[:, 1]
+        return DiamondChoice(costs, position, torch.from_numpy(tile.lattice.wide).to(device)[coded])
+    assert isinstance(tile.lattice, Lattice)
     place = coded.flatten().cumsum(0) - 1
     members = torch.from_numpy(tile.lattice.members).to(device)
     alone = coded.flatten().clone()

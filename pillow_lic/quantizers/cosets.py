@@ -1,0 +1,27 @@
+"""What entropy coding has to know of latents that lie on a lattice."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Cosets(Protocol):
+    """Latents (M, h, w) of which some lie half a step above their symbols.
+
+    ``coset`` holds the bits that say so, ``half`` what they say of each latent.  Where symbols have to
+    have an even sum, ``group_of_last`` names for a latent (flat) the group that it is the last one of,
+    -1 for all others, and ``odd`` tells whether the last ones of some groups are odd.
+    """
+
+    @property
+    def coset(self) -> NDArray[np.uint8]: ...  # noqa: D102
+    @property
+    def half(self) -> NDArray[np.bool_]: ...  # noqa: D102
+    @property
+    def group_of_last(self) -> NDArray[np.int32]: ...  # noqa: D102
+    def odd(  # noqa: D102
+        self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]
+    ) -> NDArray[np.bool_]: ...

@@ -1,0 +1,36 @@
+"""Makes the golden files of the quantiser diamond anew: only for a new format version.
+
+    python tests/golden/make_diamond.py
+
+The model is that of the lattice's files, as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """Code the picture with every context, and record what comes back."""
+    import torch
+
+    import pillow_lic
+    from pillow_lic.container import CONTEXTS
+
+    pillow_lic.register_lic_opener()
+    torch.set_num_threads(1)
+    with Image.open(HERE.parent / "images" / "coffee.png") as image:
+        picture = image.crop((60, 20, 157, 91))
+    options = {"quality": 6.2, "model": HERE / "lattice.safetensors", "quantizer": "diamond", "tile": 64}
+    for name in CONTEXTS:
+        picture.save(HERE / f"diamond-{name}.lic", context=name, **options)
+    with Image.open(HERE / "diamond-none.lic") as image:
+        image.save(HERE / "diamond-none.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import coded, pixels_of, psnr
+from PIL import Image
+from test_context import tiny_model
+from test_exact import threads
+
+import pillow_lic
+from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
+from pillow_lic.entropy.tables import TOTAL, Tables
+from pillow_lic.models.context.schedule import CONTEXTS
+from pillow_lic.models.transforms import rate_weight
+from pillow_lic.quantizers import diamond
+from pillow_lic.search.costs import Costs, cost_table
+from pillow_lic.search.relax import DiamondChoice
+from pillow_lic.training.export import write_model
+from pillow_lic.training.probabilities import make_tables
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model with every context and the lattice tables."""
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    write_model(tiny_model(), path, make_tables())
+    return str(path)
+
+
+@pytest.fixture
+def part(photo: Image.Image) -> Image.Image:
+    return photo.crop((40, 20, 137, 132))
+
+
+def residual_and_wide() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    residual = rng.normal(scale=3, size=(30, 5, 7)).astype(np.float32)
+    wide = rng.random(residual.shape) < 0.4
+    wide[:, 2, 3] = False
+    return residual, wide
+
+
+def test_each_position_takes_the_nearer_codebook() -> None:
+    residual, wide = residual_and_wide()
+    floors, coset = diamond.quantise(residual, wide)
+    lattice = diamond.Diamond(wide, coset)
+    assert coset.size == 34
+    assert 5 < coset.sum() < 29
+    found = floors + lattice.half[wide] / 2
+    whole, half = np.rint(residual), np.rint(residual - 0.5) + 0.5
+    distances = [(np.square(residual - points) * wide).sum(axis=0) for points in (whole, half)]
+    moved = distances[1] < distances[0]
+    assert np.allclose(found, np.where(moved, half, whole)[wide])
+    assert not lattice.half[~wide].any()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.07, 0.5, 1.0])
+def test_cosets_cost_what_their_share_says(share: float) -> None:
+    bits = (np.random.default_rng(4).random(20000) < share).astype(np.uint8)
+    encoder = SymbolEncoder()
+    diamond.encode(encoder, bits)
+    data = encoder.finish()
+    entropy = sum(-p * np.log2(p) for p in (bits.mean(), 1 - bits.mean()) if p)
+    assert 8 * len(data) < (entropy + 0.05) * bits.size + 64
+    assert np.array_equal(diamond.decode(SymbolDecoder(data), bits.size), bits)
+
+
+def test_bits_of_any_probability_are_exact() -> None:
+    """As ``tests/reference_decoder.py`` reads them."""
+    from reference_decoder import RangeDecoder
+
+    bits = np.array([0, 1, 1, 0, 0, 0, 1, 0] * 9, np.uint8)
+    for ones in (1 << 19, 3 << 19, 31 << 19):
+        encoder = SymbolEncoder()
+        encoder.encode_below(np.array([11]), 16)
+        encoder.encode_bits(bits, ones)
+        decoder = RangeDecoder(encoder.finish())
+        assert decoder.symbol([TOTAL // 16] * 16) == 11
+        assert [decoder.symbol([TOTAL - ones, ones]) for _ in bits] == bits.tolist()
+
+
+@pytest.mark.parametrize("quality", [1, 3.3, 8])
+def test_every_context_decodes_to_the_same_pixels(tiny: str, part: Image.Image, quality: float) -> None:
+    files = {
+        name: coded(part, model=tiny, quantizer="diamond", context=name, quality=quality)
+        for name in ("none", *CONTEXTS)
+    }
+    expected = pixels_of(files["none"])
+    for name, data in files.items():
+        assert np.array_equal(pixels_of(data), expected), name
+        assert pillow_lic.transcode(data, "none") == files["none"]
+        assert pillow_lic.transcode(files["none"], name) == data
+
+
+def test_tiles_masks_threads_and_sizes(tiny: str, part: Image.Image) -> None:
+    mask = Image.linear_gradient("L").resize(part.size)
+    options = {"model": tiny, "quantizer": "diamond", "context": "staircase", "tile": 64, "roi": mask}
+    data = coded(part, **options)
+    expected = pixels_of(data)
+    with threads(1):
+        assert coded(part, **options) == data
+        assert np.array_equal(pixels_of(data), expected)
+    for size in ((1, 1), (16, 33), (70, 16)):
+        assert pixels_of(coded(part.resize(size), model=tiny, quantizer="diamond")).shape == (size[1], size[0], 3)
+
+
+def test_the_shipped_model_gains_by_it(photo: Image.Image) -> None:
+    def cost(quantizer: str) -> float:
+        data = coded(photo, quantizer=quantizer, quality=5)
+        return 8 * len(data) * 2 ** ((psnr(photo, pixels_of(scalar)) - psnr(photo, pixels_of(data))) / 3.9)
+
+    scalar = coded(photo, quantizer="scalar", quality=5)
+    assert cost("e8") < cost("diamond") < cost("scalar")
+
+
+def test_effort_searches_it(part: Image.Image) -> None:
+    weight = float(rate_weight(6.0))
+    losses = [
+        weight * np.square(pixels_of(data).astype(float) - np.asarray(part)).mean(axis=2).sum() + 8 * len(data)
+        for data in (coded(part, quantizer="diamond", effort=effort, quality=6) for effort in (0, 2))
+    ]
+    assert losses[1] < 0.99 * losses[0]
+
+
+def test_choice_hardens_to_the_nearest_point() -> None:
+    residual, wide = residual_and_wide()
+    tables = Tables.mirrored(*make_tables(), skip=0)
+    zero = torch.zeros(2, residual.size)
+    costs = Costs(cost_table(tables, torch.device("cpu")), (zero + 50).long(), zero, zero + 1)
+    position = torch.arange(35).repeat(30)
+    choice = DiamondChoice(costs, position, torch.from_numpy(wide).flatten())
+    points, bits = choice(torch.from_numpy(residual).flatten(), 0.005, 0.0, torch.Generator())
+    floors, coset = diamond.quantise(residual, wide)
+    expected = np.rint(residual)
+    expected[wide] = floors
+    total = tables.bits_of(expected, 50).sum()
+    expected += diamond.Diamond(wide, coset).half / 2
+    # All but what lies in the middle between two points.
+    assert (np.abs(points.numpy() - expected.ravel()) > 0.01).mean() < 0.01
+    assert float(bits) == pytest.approx(total, rel=0.001)
+
+
+def test_damaged_cosets_are_found(tiny: str, part: Image.Image) -> None:
+    data = coded(part, model=tiny, quantizer="diamond", quality=6)
+    body = data.rindex(b"FRAM")
+    for at in range(body + 12, len(data) - 4, 197):
+        broken = bytes(data[:at]) + bytes([data[at] ^ 16]) + bytes(data[at + 1 :])
+        with pytest.raises(OSError, match="damaged"):
+            pixels_of(broken)
+
+
+def test_the_golden_file_names_its_quantiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = Path(__file__).parent / "golden"
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(golden))
+    with Image.open(golden / "diamond-none.lic") as image:
+        assert image.info["quantizer"] == "diamond"

@@ -17,8 +17,9 @@ from pillow_lic.container import Header
 from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.context import ExactContext, Given
 from pillow_lic.entropy.exact import MEAN_BITS
+from pillow_lic.models.compressai.family import Coded, FamilyModel
 from pillow_lic.models.hyperprior import HYPER_STRIDE
-from pillow_lic.models.loading import Model
+from pillow_lic.models.loading import Model, OneQuality
 from pillow_lic.pixels import Tile, pad_to_multiple
 from pillow_lic.quantizers import adaptive, diamond, e8, scalar
 from pillow_lic.quantizers.adaptive import Levels, Priors
@@ -46,7 +47,7 @@ class CodedTile:
 
 
 def quantise(
-    model: Model,
+    model: OneQuality,
     y: Tensor,
     quality_code: int,
     quality: Tensor,
@@ -54,6 +55,8 @@ def quantise(
     levels: Levels | None = None,
 ) -> CodedTile:
     """Symbols of z and y for latents (1, M, h, w) in nominal steps; ``levels`` make steps finer or coarser."""
+    if isinstance(model, FamilyModel):
+        return _tile_of(model.quantise(y))
     device = y.device
     exact = model.hyper_synthesis(device)
     z_gain, z_mean, z_index = exact.z_prior(quality_code)
@@ -83,9 +86,12 @@ def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
     return replace(tile, y=symbols, lattice=lattice)
 
 
-def pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> bytes:
+def pack(model: OneQuality, tile: CodedTile, context: str, quality_code: int) -> bytes:
     """A tile's bytes: the checksum of its symbols, then the range coder's stream."""
     coder = SymbolEncoder()
+    if isinstance(model, FamilyModel):
+        model.write(coder, Coded(tile.z, tile.y, tile.priors.mean, tile.priors.index))
+        return struct.pack("<I", _checksum(tile)) + coder.finish()
     if tile.levels is not None:
         adaptive.encode(coder, tile.levels)
     coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
@@ -101,13 +107,16 @@ def pack(model: Model, tile: CodedTile, context: str, quality_code: int) -> byte
     return struct.pack("<I", _checksum(tile)) + coder.finish()
 
 
-def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device: torch.device) -> CodedTile:
+def decode_symbols(model: OneQuality, header: Header, tile: Tile, data: bytes, device: torch.device) -> CodedTile:
     """A tile's symbols; ``OSError`` if they fail its checksum."""
     if len(data) < 4:
         raise OSError("damaged LIC file: a tile is too short")
     size = (tile.bottom - tile.top, tile.right - tile.left)
     z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
     coder = SymbolDecoder(data[4:])
+    if isinstance(model, FamilyModel):
+        model.check(header.context, header.quantizer, header.adaptive)
+        return _checked(_tile_of(model.read(coder, *size, device)), data)
     levels = adaptive.decode(coder, *z_shape[1:]) if header.adaptive else None
     z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
     z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
@@ -119,10 +128,19 @@ def decode_symbols(model: Model, header: Header, tile: Tile, data: bytes, device
     else:
         network = _context_to_decode(model, header.context, device)
         y = network.decode(coder, given(model, found, header.quality_code))
-    found = replace(found, y=y)
-    if struct.unpack_from("<I", data)[0] != _checksum(found):
+    return _checked(replace(found, y=y), data)
+
+
+def _checked(tile: CodedTile, data: bytes) -> CodedTile:
+    if struct.unpack_from("<I", data)[0] != _checksum(tile):
         raise OSError("damaged LIC file: the decoded symbols fail their checksum")
-    return found
+    return tile
+
+
+def _tile_of(coded: Coded) -> CodedTile:
+    """A tile of a published codec, whose entropy path is its own."""
+    priors = Priors(coded.mean, coded.index, coded.mean[:0])
+    return CodedTile(coded.z, np.zeros(0, np.uint8), coded.y, priors)
 
 
 def _decode_lattice(model: Model, header: Header, coder: SymbolDecoder, priors: Priors) -> Cosets | None:

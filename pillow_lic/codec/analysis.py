@@ -12,7 +12,7 @@ from pillow_lic import options
 from pillow_lic.codec.common import crop, quality_tensor
 from pillow_lic.container import Header
 from pillow_lic.devices import block_dtype
-from pillow_lic.models.loading import Model
+from pillow_lic.models.loading import OneQuality
 from pillow_lic.pixels import Pixels, Tile, latent_size, tile_pixels, tiles_of
 from pillow_lic.quantizers import adaptive
 from pillow_lic.symbols import CodedTile, quantise
@@ -31,14 +31,14 @@ class Part:
     y: Tensor
 
 
-def analyse(model: Model, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
+def analyse(model: OneQuality, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
     """The symbols of each tile in turn."""
     for part in analysed(model, array, header, device, None, searching=False):
         yield part.coded
 
 
 def analysed(
-    model: Model,
+    model: OneQuality,
     array: Pixels,
     header: Header,
     device: torch.device,

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from pillow_lic import options
+from pillow_lic.codec import families
 from pillow_lic.container import Header
-from pillow_lic.models.loading import Model
+from pillow_lic.models.compressai.family import Family
+from pillow_lic.models.loading import AnyModel
 from pillow_lic.pixels import Tile
 
 on_progress: ContextVar[Callable[[int, int], None] | None] = ContextVar("on_progress", default=None)
@@ -51,8 +53,10 @@ def report(done: int, total: int) -> None:
         callback(done, total)
 
 
-def contexts_to_try(model: Model, wanted: str | None) -> list[str]:
+def contexts_to_try(model: AnyModel, wanted: str | None) -> list[str]:
     """The context models to code with, of which the smallest result is kept."""
+    if isinstance(model, Family):
+        return [families.context(model, wanted)]
     if wanted == "auto":
         return ["none", *(name for name in options.FAST_CONTEXTS if name in model.contexts)]
     if wanted is None:

@@ -17,7 +17,7 @@ from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
 from pillow_lic.codec.salvage import grey, salvaged
 from pillow_lic.container import Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
-from pillow_lic.models.loading import Model, model_by_identity
+from pillow_lic.models.loading import OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
 from pillow_lic.quantizers import scalar
@@ -40,7 +40,7 @@ def decode(
     the data are damaged or their model is not installed.  Of a ``damaged`` frame what is certainly right is
     shown, and a warning tells how much is not.
     """
-    model = model_by_identity(header.model_id)
+    model, _ = model_by_identity(header.model_id).at_quality(header.quality_code)
     left, top, right, bottom = box or (0, 0, header.width, header.height)
     on = choose_device(device, (right - left) * (bottom - top))
     tiles = tiles_of(header.width, header.height, header.tile)
@@ -75,8 +75,9 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     """
     reader = container.Reader(io.BytesIO(data))
     metadata, header = reader.metadata(), reader.header
-    model = model_by_identity(header.model_id)
-    contexts = contexts_to_try(model, context)
+    family = model_by_identity(header.model_id)
+    model, _ = family.at_quality(header.quality_code)
+    contexts = contexts_to_try(family, context)
     on = choose_device(device, header.width * header.height)
     frames = []
     with quiet(on):
@@ -94,7 +95,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
 
 
 def _synthesise(
-    model: Model,
+    model: OneQuality,
     header: Header,
     coded: Sequence[bytes | None],
     wanted: Mapping[int, Tile],
@@ -132,7 +133,7 @@ def _synthesise(
                 report(len(wanted) - len(waiting), len(wanted))
 
 
-def _latents(model: Model, header: Header, tile: Tile, data: bytes | None, device: torch.device) -> Tensor:
+def _latents(model: OneQuality, header: Header, tile: Tile, data: bytes | None, device: torch.device) -> Tensor:
     """y of a tile in the synthesis transform's units, (M, h, w) float32; zeros if there are no data."""
     if data is None:
         shape = (model.arch.latents, tile.bottom - tile.top, tile.right - tile.left)
@@ -144,7 +145,7 @@ def _latents(model: Model, header: Header, tile: Tile, data: bytes | None, devic
     return y if found.priors.factor is None else y / found.priors.factor
 
 
-def _pixels(model: Model, header: Header, tile: Tile, latents: Mapping[int, Tensor], scale: int) -> Tensor:
+def _pixels(model: OneQuality, header: Header, tile: Tile, latents: Mapping[int, Tensor], scale: int) -> Tensor:
     """One tile's pixels (3, H, W) at 1/scale, synthesised from its latents and a margin of its neighbours'."""
     h, w = latent_size(header.height), latent_size(header.width)
     step = header.tile // LATENT_STRIDE or max(h, w)

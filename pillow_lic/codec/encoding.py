@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pillow_lic import alpha, container, options
+from pillow_lic.codec import families
 from pillow_lic.codec.adaptation import chosen_levels
 from pillow_lic.codec.analysis import Part, analysed
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor, report
@@ -20,7 +21,8 @@ from pillow_lic.codec.decoding import decode
 from pillow_lic.container import MAX_QUALITY_CODE, Animation, Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
-from pillow_lic.models.loading import Model, load_model
+from pillow_lic.models.compressai.family import Family
+from pillow_lic.models.loading import AnyModel, Model, OneQuality, load_model
 from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import (
@@ -63,12 +65,14 @@ def encode(
     if any(check_pixels(p) != mode or p.shape != pictures[0].shape for p in pictures):
         raise ValueError("all frames of a LIC file must have the same size and mode")
     height, width = pictures[0].shape[:2]
-    model = load_model(opts.model_name)
+    family = load_model(opts.model_name)
+    if isinstance(family, Family):
+        families.check(family, opts, roi)
     side = default_tile(width, height) if opts.tile is None else opts.tile
     if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     header = Header(
-        width, height, mode, model.identity, opts.quality_code, "none", _quantizer(model, opts), side, len(pictures),
+        width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, len(pictures),
         adaptive=roi is not None or opts.adaptive,
     )  # fmt: skip
     if roi is not None and (roi.dtype != np.uint8 or roi.shape != (height, width)):
@@ -77,15 +81,17 @@ def encode(
         animation = Animation(0, (0,) * len(pictures))
     coded = [_split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
     masked = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
-    contexts = contexts_to_try(model, opts.context)
+    contexts = contexts_to_try(family, opts.context)
     device = choose_device(opts.device, width * height)
 
     def at(code: int, *, quickly: bool = False) -> bytes:
+        model, code = family.at_quality(code)
         there, names, effort = replace(header, quality_code=code), contexts, opts.effort
         levels = [masked] * len(coded)
         if quickly:
-            there, names, effort = replace(there, adaptive=roi is not None), ["none"], 0
-        elif opts.adaptive:
+            names, effort = ["none"] if isinstance(model, Model) else contexts, 0
+            there = replace(there, adaptive=roi is not None)
+        elif opts.adaptive and isinstance(model, Model):
             levels = [adaptive.together(chosen_levels(model, x, there, device), masked) for x, _ in coded]
         best, found = _encode(model, coded, there, levels, names, effort, device)
         return container.write(replace(there, context=best), metadata or {}, found, animation)
@@ -109,7 +115,7 @@ def _split_alpha(array: Pixels, opts: EncoderOptions) -> tuple[Pixels, bytes]:
 
 
 def _encode(
-    model: Model,
+    model: OneQuality,
     pictures: Sequence[tuple[Pixels, bytes | None]],
     header: Header,
     levels: Sequence[adaptive.Levels | None],
@@ -126,7 +132,7 @@ def _encode(
         tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
         for part in analysed(model, array, header, device, own, searching=units > 1):
             tile = part.coded
-            if units > 1:
+            if units > 1 and isinstance(model, Model):
                 tile = _search(model, part, header, contexts, effort, (done, total))
             for name in contexts:
                 tiles[name].append(pack(model, tile, name, header.quality_code))
@@ -209,8 +215,10 @@ def _search(
         )
 
 
-def _quantizer(model: Model, opts: EncoderOptions) -> str:
+def _quantizer(model: AnyModel, opts: EncoderOptions) -> str:
     """The quantiser asked for, or the best that the model has."""
+    if isinstance(model, Family):
+        return "scalar"
     if opts.quantizer is None:
         return "e8" if model.has_lattice else "scalar"
     if opts.quantizer != "scalar":

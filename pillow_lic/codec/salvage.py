@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from pillow_lic.container import Header
-from pillow_lic.models.loading import Model
+from pillow_lic.models.loading import OneQuality
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Tile, tiles_of
 from pillow_lic.symbols import decode_symbols, pack
 
 
-def salvaged(model: Model, header: Header, tiles: Sequence[bytes], device: torch.device) -> list[bytes | None]:
+def salvaged(model: OneQuality, header: Header, tiles: Sequence[bytes], device: torch.device) -> list[bytes | None]:
     """The tiles of a damaged frame that are certainly right, None for the others, and a warning of how many.
 
     A checksum proves a tile's symbols, but not its place: the index that says where tiles begin may be
@@ -37,7 +37,7 @@ def salvaged(model: Model, header: Header, tiles: Sequence[bytes], device: torch
     return found
 
 
-def _is_whole(model: Model, header: Header, place: Tile, data: bytes, device: torch.device) -> bool:
+def _is_whole(model: OneQuality, header: Header, place: Tile, data: bytes, device: torch.device) -> bool:
     try:
         tile = decode_symbols(model, header, place, data, device)
     except OSError:

@@ -25,6 +25,7 @@ from torch import Tensor
 from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
+from pillow_lic.models.compressai.family import Family, FamilyModel
 from pillow_lic.models.context.schedule import units_of
 from pillow_lic.models.hyperprior import HyperAnalysis
 from pillow_lic.models.transforms import (
@@ -39,7 +40,7 @@ FORMAT = 1
 SEARCH_PATH_VARIABLE = "PILLOW_LIC_MODELS"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _lock = threading.RLock()
-_loaded: dict[bytes, Model] = {}
+_loaded: dict[bytes, AnyModel] = {}
 _identities: dict[tuple[Path, int, int], bytes] = {}
 
 
@@ -57,6 +58,10 @@ class Model:
     distortion: str = "mse"
     lattice: int | None = None
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def at_quality(self, code: int) -> tuple[Model, int]:
+        """The model for a quality code, and the code it stands for: one model has them all."""
+        return self, code
 
     @property
     def has_lattice(self) -> bool:
@@ -142,6 +147,13 @@ class Model:
             return self._made[key]
 
 
+AnyModel = Model | Family
+"""What a model file holds."""
+
+OneQuality = Model | FamilyModel
+"""What a picture is coded with."""
+
+
 def search_path() -> list[Path]:
     """Folders that hold models: PILLOW_LIC_MODELS, the user's data directory, the package's own."""
     given = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
@@ -150,7 +162,7 @@ def search_path() -> list[Path]:
     return [*given, user_data_path("pillow-lic") / "models", *own]
 
 
-def load_model(name: str) -> Model:
+def load_model(name: str) -> AnyModel:
     """The model of that name in the search path, or at that path if it ends in .safetensors.
 
     Raises ``ValueError`` if there is none, naming those there are.
@@ -168,7 +180,7 @@ def load_model(name: str) -> Model:
     raise ValueError(f"no model {name!r} is installed; there are: {', '.join(known) or 'none'}")
 
 
-def model_by_identity(identity: bytes) -> Model:
+def model_by_identity(identity: bytes) -> AnyModel:
     """The installed model that a file was written with; ``OSError`` if it is not installed."""
     with _lock:
         if identity in _loaded:
@@ -190,7 +202,7 @@ def _identity_or_none(path: Path) -> bytes | None:
     return None
 
 
-def _load_to_decode(path: Path) -> Model:
+def _load_to_decode(path: Path) -> AnyModel:
     try:
         return _load(path)
     except ValueError as error:
@@ -209,7 +221,7 @@ def _identity(path: Path) -> bytes:
     return _identities[key]
 
 
-def _load(path: Path) -> Model:
+def _load(path: Path) -> AnyModel:
     """Read a model file; ``ValueError`` if it is none or is not exact."""
     with _lock:
         identity = _identity(path)
@@ -222,9 +234,11 @@ def _load(path: Path) -> Model:
 
 
 @torch.inference_mode(False)
-def _read(path: Path, identity: bytes) -> Model:
+def _read(path: Path, identity: bytes) -> AnyModel:
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
+        if isinstance(about.get("architecture"), str) and about.get("format") == FORMAT:
+            return Family.read(path, identity, about)
         # Context models are read when one is asked for.
         names = [name for name in file.keys() if not name.startswith("context.")]  # noqa: SIM118
         tensors = {name: file.get_tensor(name) for name in names}

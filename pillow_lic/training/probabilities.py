@@ -40,7 +40,7 @@ def make_tables(counts: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int
         reach = math.ceil(6 * sigma_of(index)) + 2
         seen = None if counts is None else counts[index]
         masses = _mixture(index, reach, seen)
-        frequencies.append(_quantise(masses))
+        frequencies.append(mirrored_integers(masses))
         lengths.append(reach + 2)
     return np.concatenate(frequencies), np.array(lengths, np.int32)
 
@@ -67,7 +67,7 @@ def _fit(parts: NDArray[np.float64], observed: NDArray[np.float64]) -> NDArray[n
     return weights
 
 
-def _quantise(masses: NDArray[np.float64]) -> NDArray[np.int32]:
+def mirrored_integers(masses: NDArray[np.float64]) -> NDArray[np.int32]:
     """Integers of at least 1 whose mirrored sum is exactly 2**24; zero takes what rounding leaves."""
     frequencies = np.maximum(1, np.floor(masses * TOTAL)).astype(np.int64)
     frequencies[0] = TOTAL - 2 * frequencies[1:-1].sum() - frequencies[-1]
@@ -138,7 +138,7 @@ def make_context_tables(
             observed = np.concatenate([middle, rest], axis=1) + 100 / len(fractions) * own[0]
             weights = _fit(parts.reshape(len(parts), -1), observed.ravel())
             own = np.tensordot(weights, parts, axes=1)[None]
-        tables += [_to_integers(masses) for masses in own[0]]
+        tables += [whole_integers(masses) for masses in own[0]]
     return np.concatenate(tables), np.array([t.size for t in tables], np.int32)
 
 
@@ -159,7 +159,7 @@ def _stack(sigmas: list[float], reach: int, fractions: range) -> NDArray[np.floa
     return np.stack([[shifted_masses(s, reach, f / 64) for f in fractions] for s in sigmas])
 
 
-def _to_integers(masses: NDArray[np.float64]) -> NDArray[np.int32]:
+def whole_integers(masses: NDArray[np.float64]) -> NDArray[np.int32]:
     """Integers of at least 1 that sum to 2**24; the largest takes what rounding leaves."""
     frequencies = np.maximum(1, np.floor(masses * TOTAL)).astype(np.int64)
     frequencies[frequencies.argmax()] += TOTAL - frequencies.sum()

@@ -151,16 +151,22 @@ def _seen_tiles(
                 yield tile, code
 
 
+def _trained(path: Path) -> Model:
+    model = load_model(str(path))
+    assert isinstance(model, Model)
+    return model
+
+
 def seen_symbols(path: Path, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
     """(symbols, table indices) of training images, coded with a model that skips nothing."""
-    for tile, _ in _seen_tiles(load_model(str(path)), data, count):
+    for tile, _ in _seen_tiles(_trained(path), data, count):
         yield tile.y.ravel(), flat(tile.priors.index)
         yield tile.z.ravel(), tile.z_index.ravel()
 
 
 def seen_passes(path: Path, context: str, quantizer: str, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
     """(values, tables) that a context model codes of training images, skipping what files will skip."""
-    model = load_model(str(path))
+    model = _trained(path)
     network = model.context(context, torch.device("cpu"))
     for tile, code in _seen_tiles(model, data, count, quantizer):
         symbols = np.where(tile.priors.index.numpy() < SKIP, 0, tile.y)

@@ -1,0 +1,135 @@
+"""Float networks to integers: weights by output channel, activations by what pictures make of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pillow_lic.models.compressai.exact import (
+    EXACT,
+    LIMIT,
+    MEAN_BITS,
+    SCALE_BITS,
+    Z_BITS,
+    Form,
+    forms_of,
+)
+from pillow_lic.models.compressai.layers import LEAKY_SLOPE, TAPS
+from pillow_lic.models.compressai.networks import Network
+
+WEIGHT_LIMIT = 2**15 - 1
+ROOM = 16
+"""How many times larger than in any calibration picture an activation may become before it is limited."""
+
+MOST_BITS = 16
+"""Most fraction bits of an activation."""
+
+
+class Calibration:
+    """The largest magnitude of each hidden activation over some pictures."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.largest: dict[str, float] = {}
+
+    def see(self, z: Tensor, y: Tensor) -> None:
+        """Run decoded hyperlatents and latents (1, C, h, w) through the float networks."""
+        x = z
+        for n, (form, layer) in enumerate(forms_of(self.network.h_s)):
+            x = self._run(f"h_s.{n}", form, layer, x)
+        if self.network.kind.context:
+            seen = self._run("context", Form(TAPS), self.network.context_prediction, y)
+            x = torch.cat([x, seen], dim=1)
+            for n, (form, layer) in enumerate(forms_of(self.network.entropy_parameters)):
+                x = self._run(f"parameters.{n}", form, layer, x)
+
+    def _run(self, name: str, form: Form, layer: nn.Module, x: Tensor) -> Tensor:
+        x = layer(x)
+        self.largest[name] = max(self.largest.get(name, 0.0), float(x.abs().max()))
+        if form.shuffle and isinstance(layer, nn.Conv2d):
+            x = F.pixel_shuffle(x, 2)
+        if form.activation == "relu":
+            return F.relu(x)
+        return F.leaky_relu(x, LEAKY_SLOPE) if form.activation else x
+
+    def bits(self, name: str) -> int:
+        """Fraction bits that leave room above what was seen."""
+        largest = max(self.largest.get(name, 1.0), 2.0**-20)
+        return min(MOST_BITS, math.floor(math.log2(LIMIT / (ROOM * largest))))
+
+
+def integers_of(network: Network, calibration: Calibration) -> dict[str, Tensor]:
+    """The tensors of the integer networks; ``ValueError`` naming a layer that cannot be exact."""
+    hyper = [(f"h_s.{n}", *layer) for n, layer in enumerate(forms_of(network.h_s))]
+    final = _final_bits(network)
+    if not network.kind.context:
+        return _chain(hyper, Z_BITS, calibration, final)
+    # What the hyper-synthesis and what the context model say enter one layer, in one unit.
+    shared = min(calibration.bits(hyper[-1][0]), calibration.bits("context"))
+    window = network.context_prediction
+    weight = window.weight.flatten(2)[:, :, : TAPS * TAPS // 2].transpose(1, 2)  # by tap, then by channel
+    joint = [(f"parameters.{n}", *layer) for n, layer in enumerate(forms_of(network.entropy_parameters))]
+    return {
+        **_chain(hyper, Z_BITS, calibration, torch.tensor(float(shared))),
+        **_integers("context", weight.flatten(1), _bias(window), MEAN_BITS, torch.tensor(float(shared))),
+        **_chain(joint, shared, calibration, final),
+    }
+
+
+def _final_bits(network: Network) -> Tensor:
+    """Fraction bits of each parameter of the latents: scales, then means."""
+    latents = network.latents
+    return torch.tensor([SCALE_BITS] * latents + [MEAN_BITS] * latents * network.kind.means, dtype=torch.float64)
+
+
+def _chain(
+    layers: list[tuple[str, Form, nn.Module]], inputs: int, calibration: Calibration, final: Tensor
+) -> dict[str, Tensor]:
+    """Layers one after the other, from ``inputs`` fraction bits to the ``final`` ones."""
+    found: dict[str, Tensor] = {}
+    for n, (name, form, layer) in enumerate(layers):
+        last = n == len(layers) - 1
+        outputs = final if last else torch.tensor(float(calibration.bits(name)))
+        found |= _integers(name, *_matrix(form, layer), inputs, outputs)
+        inputs = calibration.bits(name)
+    return found
+
+
+def _matrix(form: Form, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (out, in k k) and bias (out,) of a layer as a convolution."""
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight.flatten(1), _bias(layer)
+    # Output 2 m + a of a transposed convolution gets input m + d through tap a + 2 - 2 d.
+    weight = layer.weight.transpose(0, 1)  # out, in, 5, 5
+    phases = weight.new_zeros(len(weight), 2, 2, weight.shape[1], 3, 3)
+    taps = [(a, d, a + 2 - 2 * d) for a in (0, 1) for d in (-1, 0, 1) if 0 <= a + 2 - 2 * d < 5]
+    for a, d, row in taps:
+        for b, e, column in taps:
+            phases[:, a, b, :, d + 1, e + 1] = weight[:, :, row, column]
+    return phases.flatten(3).flatten(0, 2), _bias(layer).repeat_interleave(4)
+
+
+def _bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
+
+
+def _integers(name: str, weight: Tensor, bias: Tensor, inputs: int, outputs: Tensor) -> dict[str, Tensor]:
+    """A layer whose inputs and outputs have so many fraction bits."""
+    weight, bias = weight.double(), bias.double()
+    power = torch.floor(torch.log2(WEIGHT_LIMIT / weight.abs().amax(dim=1).clamp(min=2.0**-15)))
+    shift = inputs + power - outputs
+    whole = torch.round(torch.ldexp(weight, power[:, None]))
+    offset = torch.round(torch.ldexp(bias, inputs + power))
+    bound = whole.abs().sum(dim=1) * LIMIT + offset.abs() + torch.exp2(shift)
+    if bool((shift < 0).any()) or float(bound.max()) >= EXACT:
+        raise ValueError(f"the weights of {name} are too large for its exact form")
+    return {
+        f"{name}.weight": whole.to(torch.int16),
+        f"{name}.bias": offset.to(torch.int64),
+        f"{name}.shift": shift.to(torch.uint8),
+    }

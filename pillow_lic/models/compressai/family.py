@@ -1,0 +1,329 @@
+"""A family of published codecs in one model file: one network for each quality.
+
+The file holds, for each quality by number, the float transforms and the integers of :mod:`.exact`, and
+once for all the tables of Gaussians.  Latents follow the papers: rounded around their means, and where
+there is a context, around the mean that it says.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from pillow_lic.entropy.coder import LIMIT as SYMBOL_LIMIT
+from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder, Symbols
+from pillow_lic.entropy.tables import Tables
+from pillow_lic.models.compressai.exact import (
+    MEAN_BITS,
+    Z_BITS,
+    ExactContext,
+    ExactHyper,
+    Wavefront,
+    forms_of,
+)
+from pillow_lic.models.compressai.networks import ARCHITECTURES, Network, Published
+
+HYPER_STRIDE = 4
+QUALITY_ONE = 256
+"""Quality codes for each step of quality."""
+
+MOST_CHANNELS = 2048
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What tiles need to know of a network."""
+
+    latents: int
+    hyperlatents: int
+    analysis_margin: int
+    synthesis_margin: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A quality that a family has a network for; ``code`` as files keep it."""
+
+    code: int
+    channels: int
+    latents: int
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Symbols of z (N, h, w) and y (M, h, w), and means (64ths of a step) and tables' indices of y."""
+
+    z: Symbols
+    y: Symbols
+    mean: Tensor
+    index: Tensor
+
+
+@dataclass
+class Family:
+    """Networks of one architecture, of which a quality chooses the nearest."""
+
+    path: Path
+    identity: bytes
+    architecture: str
+    stops: tuple[Stop, ...]
+    tables: Tables
+    thresholds: Tensor
+    file: Any
+    _made: dict[int, FamilyModel] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, identity: bytes, about: Mapping[str, Any]) -> Family:
+        """Take what all qualities have in common from a model file; ``ValueError`` if it is none."""
+        architecture = about["architecture"]
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"{path} has the architecture {architecture!r}, which needs a newer pillow-lic")
+        stops = tuple(Stop(int(s["code"]), int(s["channels"]), int(s["latents"])) for s in about["stops"])
+        codes = [s.code for s in stops]
+        if not codes or codes != sorted(set(codes)):
+            raise ValueError(f"{path} is damaged: impossible qualities")
+        if any(not 1 <= n <= MOST_CHANNELS for s in stops for n in (s.channels, s.latents)):
+            raise ValueError(f"{path} is damaged: impossible numbers of channels")
+        file: Any = safe_open(path, framework="pt")  # stays open: a path may lead to another file by the next quality
+        frequencies, lengths, thresholds = (
+            file.get_tensor(name) for name in ("tables.frequencies", "tables.lengths", "thresholds")
+        )
+        tables = Tables.mirrored(frequencies.numpy().astype(np.int32), lengths.numpy().astype(np.int32), 0)
+        if thresholds.is_floating_point() or len(thresholds) != len(tables) - 1 or bool((thresholds.diff() <= 0).any()):
+            raise ValueError(f"{path} is damaged: impossible thresholds of scales")
+        return cls(path, identity, architecture, stops, tables, thresholds.double(), file)
+
+    @property
+    def name(self) -> str:
+        """The name that the model is asked for by."""
+        return self.path.stem
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """The one way to code the latents, by the name that files give it."""
+        return ("autoregressive",) if ARCHITECTURES[self.architecture].context else ("none",)
+
+    @property
+    def has_lattice(self) -> bool:
+        """Whether the model can code points of E8: never."""
+        return False
+
+    def at_quality(self, code: int) -> tuple[FamilyModel, int]:
+        """The network of the nearest quality, and that quality's code."""
+        number, stop = min(enumerate(self.stops), key=lambda item: (abs(item[1].code - code), item[0]))
+        with _lock:
+            if number not in self._made:
+                self._made[number] = FamilyModel(self, number, stop)
+            return self._made[number], stop.code
+
+
+class FamilyModel:
+    """The network of one quality.  Parts are read from the file when they are first asked for."""
+
+    def __init__(self, family: Family, number: int, stop: Stop) -> None:
+        self.family, self._prefix = family, f"{number}."
+        self.kind: Published = ARCHITECTURES[family.architecture]
+        self.path, self.identity, self.tables = family.path, family.identity, family.tables
+        self.contexts, self.has_lattice = family.contexts, False
+        with torch.device("meta"):
+            self._network = Network(family.architecture, stop.channels, stop.latents)
+        hyperlatents = stop.channels if self.kind.hyperprior else 0
+        self.arch = Shape(stop.latents, hyperlatents, self.kind.analysis_margin, self.kind.synthesis_margin)
+        tensors = self._tensors("bottleneck.")
+        self.learned = Tables.whole(
+            tensors["frequencies"].numpy().astype(np.int32), tensors["lengths"].numpy().astype(np.int32)
+        )
+        self.medians = tensors["medians"].to(torch.int64)
+        if len(self.learned) != (hyperlatents or stop.latents) or self.medians.shape != (len(self.learned),):
+            raise ValueError(f"{self.path} is damaged: wrong number of learned tables")
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    # -- transforms ----------------------------------------------------------------------------
+
+    def analysis(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """Pixels in -127.5...127.5 and a quality (which is the network's own) to y, in steps."""
+        network = self._part("g_a", device)
+        return lambda pixels, quality: network((pixels + 127.5) / 255)
+
+    def synthesis(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """y to pixels, likewise; at ``scale`` 2, 4 or 8 means of so many in both directions."""
+        network = self._part("g_s", device)
+
+        def pixels(y: Tensor, quality: Tensor, scale: int = 1) -> Tensor:
+            found: Tensor = network(y) * 255 - 127.5
+            return nn.functional.avg_pool2d(found, scale) if scale > 1 else found
+
+        return pixels
+
+    def gain(self, quality: float) -> Tensor:
+        """Steps for each unit of y: one."""
+        return torch.ones(self.arch.latents, 1, 1)
+
+    inverse_gain = gain
+
+    # -- symbols -------------------------------------------------------------------------------
+
+    def quantise(self, y: Tensor) -> Coded:
+        """Symbols for latents (1, M, h, w)."""
+        h, w = y.shape[2:]
+        device = y.device
+        if not self.kind.hyperprior:
+            mean, index = self._factorized(h, w, device)
+            return Coded(_NOTHING, _symbols(y[0] - mean / 2**MEAN_BITS), mean, index)
+        rows, columns = -h % HYPER_STRIDE, -w % HYPER_STRIDE
+        padded = nn.functional.pad(y, (0, columns, 0, rows), mode="replicate") if rows or columns else y
+        z = self._part("h_a", device)(padded if self.kind.means else padded.abs())[0]
+        medians = (self.medians / 2**Z_BITS).to(z)[:, None, None]
+        z_symbols = _symbols(z - medians)
+        hyper = self._hyper(z_symbols, h, w, device)
+        if not self.kind.context:
+            mean, index = self._conditions(hyper)
+            return Coded(z_symbols, _symbols(y[0] - mean / 2**MEAN_BITS), mean, index)
+        target = y[0].flatten(1).t().double()
+
+        def rounded(at: Tensor, mean: Tensor, index: Tensor) -> Tensor:
+            return torch.from_numpy(_symbols(target[at] - mean / 2**MEAN_BITS)).to(device)
+
+        return Coded(z_symbols, *self._along(hyper, rounded))
+
+    def check(self, context: str, quantizer: str, adaptive: bool) -> None:
+        """Raise ``OSError`` for a header that no encoder writes."""
+        if (context,) != self.contexts or quantizer != "scalar" or adaptive:
+            raise OSError("damaged LIC file: its header does not belong to its model")
+
+    def write(self, coder: SymbolEncoder, coded: Coded) -> None:
+        """Append a tile's symbols."""
+        index = coded.index.cpu().numpy()
+        if not self.kind.hyperprior:
+            coder.encode(coded.y.ravel(), index.ravel(), self.learned)
+            return
+        coder.encode(coded.z.ravel(), _by_channel(coded.z.shape).ravel(), self.learned)
+        if not self.kind.context:
+            coder.encode(coded.y.ravel(), index.ravel(), self.tables)
+            return
+        latents, h, w = coded.y.shape
+        y, index = coded.y.reshape(latents, -1), index.reshape(latents, -1)
+        for at in Wavefront(1, h, w, torch.device("cpu")).positions:
+            some = at.numpy()
+            coder.encode(y[:, some].T.ravel(), index[:, some].T.ravel(), self.tables)
+
+    def read(self, coder: SymbolDecoder, h: int, w: int, device: torch.device) -> Coded:
+        """Read a tile's symbols, h x w positions."""
+        if not self.kind.hyperprior:
+            mean, index = self._factorized(h, w, device)
+            y = coder.decode(index.cpu().numpy().ravel(), self.learned)
+            return Coded(_NOTHING, y.reshape(index.shape), mean, index)
+        shape = (self.arch.hyperlatents, -(-h // HYPER_STRIDE), -(-w // HYPER_STRIDE))
+        z = coder.decode(_by_channel(shape).ravel(), self.learned).reshape(shape)
+        hyper = self._hyper(z, h, w, device)
+        if not self.kind.context:
+            mean, index = self._conditions(hyper)
+            y = coder.decode(index.cpu().numpy().ravel(), self.tables)
+            return Coded(z, y.reshape(index.shape), mean, index)
+
+        def decoded(at: Tensor, mean: Tensor, index: Tensor) -> Tensor:
+            values = coder.decode(index.cpu().numpy().ravel(), self.tables)
+            return torch.from_numpy(values.reshape(tuple(index.shape))).to(device)
+
+        return Coded(z, *self._along(hyper, decoded))
+
+    def _along(self, hyper: Tensor, symbols_of: Any) -> tuple[Symbols, Tensor, Tensor]:
+        """y, means and indices, wave by wave: the one schedule of encoder and decoder."""
+        device, (_, h, w), latents = hyper.device, hyper.shape, self.arch.latents
+        network = self._cached(("context", device), lambda: self._context(device))
+        prepared = network.prepare(hyper)
+        waves = Wavefront(latents, h, w, device)
+        y = torch.empty((h * w, latents), dtype=torch.int16, device=device)
+        mean = torch.empty((h * w, latents), dtype=torch.int32, device=device)
+        index = torch.empty((h * w, latents), dtype=torch.uint8, device=device)
+        for at, place, windows in waves:
+            own_mean, own_index = self._conditions(network(windows, prepared[at]).t())
+            own_mean, own_index = own_mean.t(), own_index.t()
+            values = symbols_of(at, own_mean, own_index)
+            waves.put(place, values.double() * 2.0**MEAN_BITS + own_mean)
+            y[at], mean[at], index[at] = values, own_mean, own_index
+        shape = (latents, h, w)
+        found = [x.t().reshape(shape).contiguous() for x in (y, mean, index)]
+        return found[0].cpu().numpy(), found[1], found[2]
+
+    def _factorized(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        shape = (self.arch.latents, h, w)
+        mean = ((self.medians + (1 << Z_BITS - MEAN_BITS - 1)) >> Z_BITS - MEAN_BITS).to(device, torch.int32)
+        return mean[:, None, None].expand(shape), torch.from_numpy(_by_channel(shape).copy()).to(device)
+
+    def _hyper(self, z: Symbols, h: int, w: int, device: torch.device) -> Tensor:
+        """What the hyper-synthesis says of decoded hyperlatents, (C, h, w) integers."""
+        network = self._cached(("hyper", device), lambda: self._exact_hyper(device))
+        values = torch.from_numpy(z.astype(np.int64) << Z_BITS) + self.medians[:, None, None]
+        return network(values.to(device))[:, :h, :w]  # type: ignore[no-any-return]
+
+    def _conditions(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and tables' indices from (C, ...) parameters: scales, then means where there are any."""
+        scale, mean = parameters[: self.arch.latents], parameters[self.arch.latents :]
+        index = torch.bucketize(scale.contiguous(), self.family.thresholds.to(scale.device)).to(torch.uint8)
+        return (mean.to(torch.int32) if self.kind.means else torch.zeros_like(scale, dtype=torch.int32)), index
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _exact_hyper(self, device: torch.device) -> ExactHyper:
+        return ExactHyper(self._tensors("exact."), [form for form, _ in forms_of(self._network.h_s)], device)
+
+    def _context(self, device: torch.device) -> ExactContext:
+        forms = [form for form, _ in forms_of(self._network.entropy_parameters)]
+        return ExactContext(self._tensors("exact."), forms, device)
+
+    def _part(self, name: str, device: torch.device) -> nn.Module:
+        # Not inference tensors, even if the first user of the network is a decoder.
+        @torch.inference_mode(False)
+        def make() -> nn.Module:
+            with torch.device("meta"):
+                whole = Network(self.family.architecture, self._network.channels, self._network.latents)
+            part: nn.Sequential = getattr(whole, name)
+            part.load_state_dict(self._tensors(f"{name}."), assign=True)
+            part.to(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return part.eval().requires_grad_(False)
+
+        return self._cached((name, device), make)  # type: ignore[no-any-return]
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part of this quality, by their names in it."""
+        prefix = self._prefix + name
+        file = self.family.file
+        found = {n.removeprefix(prefix): file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
+        for key, tensor in found.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{self.path} is damaged: {prefix}{key} is not finite")
+        return found
+
+    def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
+        with _lock:
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
+
+_NOTHING = np.zeros((0, 0, 0), np.int16)
+
+
+def _symbols(steps: Tensor) -> Symbols:
+    """Whole steps; ``ValueError`` if one is more than a symbol can say."""
+    whole = steps.round()
+    if whole.numel() and float(whole.abs().max()) > SYMBOL_LIMIT:
+        raise ValueError(f"a latent is larger than {SYMBOL_LIMIT} steps; use a lower quality")
+    found: Symbols = whole.to(torch.int16).cpu().numpy()
+    return found
+
+
+def _by_channel(shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Tables' indices where each channel has its own."""
+    return np.broadcast_to(np.arange(shape[0], dtype=np.uint16)[:, None, None], shape)

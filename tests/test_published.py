@@ -1,0 +1,428 @@
+"""The published codecs: CompressAI's checkpoints as models."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pillow_lic import container, transcode
+from pillow_lic.codec.decoding import decode
+from pillow_lic.models.compressai.checkpoint import read_checkpoint
+from pillow_lic.models.compressai.convert import Calibration, integers_of
+from pillow_lic.models.compressai.exact import LIMIT, MEAN_BITS, SCALE_BITS, Form, Linear, Wavefront
+from pillow_lic.models.compressai.family import Family, FamilyModel
+from pillow_lic.models.compressai.importing import import_checkpoints, learned_tables, qualities_of
+from pillow_lic.models.compressai.networks import ARCHITECTURES, Network
+from pillow_lic.models.loading import load_model, model_by_identity
+from pillow_lic.pixels import tiles_of
+from pillow_lic.symbols import CodedTile, decode_symbols
+
+CPU = torch.device("cpu")
+HERE = Path(__file__).parent
+CHECKPOINTS = {
+    "bmshj2018-factorized": ["bmshj2018-factorized-3"],
+    "bmshj2018-hyperprior": ["bmshj2018-hyperprior-3"],
+    "mbt2018-mean": ["mbt2018-mean-2", "mbt2018-mean-5"],
+    "mbt2018": ["mbt2018-3"],
+    "cheng2020-anchor": ["cheng2020-anchor-3"],
+}
+WITH_CONTEXT = ("mbt2018", "cheng2020-anchor")
+
+
+def checkpoint(name: str) -> Path:
+    return HERE / "compressai" / f"{name}.pth.tar"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all five architectures as model files."""
+    found = tmp_path_factory.mktemp("models")
+    for architecture, names in CHECKPOINTS.items():
+        import_checkpoints([checkpoint(n) for n in names], architecture, found / f"{architecture}.safetensors",
+                           images=HERE / "images")  # fmt: skip
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(folder))
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    with Image.open(HERE / "images" / "astronaut.png") as image:
+        return image.convert("RGB").crop((0, 0, 200, 152))
+
+
+def saved(image: Image.Image, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "LIC", **options)
+    return out.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def one(architecture: str, code: int = 0) -> FamilyModel:
+    family = load_model(architecture)
+    assert isinstance(family, Family)
+    return family.at_quality(code)[0]
+
+
+def tile_of(data: bytes) -> CodedTile:
+    """The symbols of a file of one tile; ``OSError`` if they fail their checksum."""
+    reader = container.Reader(io.BytesIO(data))
+    reader.metadata()
+    header, (frame,) = reader.header, list(reader.frames())
+    (place,) = tiles_of(header.width, header.height, header.tile)
+    family = model_by_identity(header.model_id)
+    return decode_symbols(family.at_quality(header.quality_code)[0], header, place, frame.tiles[0], CPU)
+
+
+def distortion(a: Image.Image, b: Image.Image) -> float:
+    return float(np.mean((np.asarray(a, float) - np.asarray(b, float)) ** 2))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_save_and_open(architecture: str, photo: Image.Image) -> None:
+    data = saved(photo, model=architecture)
+    image = opened(data)
+    assert (image.size, image.mode) == (photo.size, "RGB")
+    assert distortion(image, photo) < 450  # the checkpoints are small and trained for minutes
+    assert len(data) < 3000
+    assert image.info["context"] == ("autoregressive" if architecture in WITH_CONTEXT else "none")
+    assert image.info["quantizer"] == "scalar"
+    assert saved(photo, model=architecture) == data
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_pixels_are_those_of_the_float_network(architecture: str, photo: Image.Image) -> None:
+    """The checkpoint's own analysis, rounded around the means that the file says, through its own synthesis."""
+    network = read_checkpoint(checkpoint(CHECKPOINTS[architecture][-1]), architecture)
+    picture = photo.crop((0, 0, 192, 128))
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+    data = saved(picture, model=architecture, quality=8)
+    tile = tile_of(data)
+    decoded = torch.from_numpy(tile.y.astype(np.float32)) + tile.priors.mean / 2**MEAN_BITS
+    with torch.inference_mode():
+        y = network.g_a(x)[0]
+        expected = network.g_s(decoded[None])[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255
+    assert float((decoded - y).abs().max()) < 0.5001
+    assert np.abs(np.asarray(opened(data), float) - expected).max() < 0.51
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_symbols_with_any_number_of_threads(architecture: str, threads: int, photo: Image.Image) -> None:
+    before = torch.get_num_threads()
+    data = saved(photo, model=architecture)
+    try:
+        torch.set_num_threads(threads)
+        tile = tile_of(data)  # compares checksums
+        assert saved(photo, model=architecture) == data
+    finally:
+        torch.set_num_threads(before)
+    assert np.abs(tile.y).max() > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tiles_decode_alone(architecture: str) -> None:
+    with Image.open(HERE / "images" / "coffee.png") as image:
+        photo = image.convert("RGB").resize((400, 300))
+    data = saved(photo, model=architecture, tile=128)
+    whole = np.asarray(opened(data), int)
+    box = (130, 140, 250, 250)
+    with Image.open(io.BytesIO(data)) as lazy:
+        part = np.asarray(lazy.crop(box), int)
+    assert np.abs(part - whole[box[1] : box[3], box[0] : box[2]]).max() <= 1
+    assert distortion(Image.fromarray(whole.astype(np.uint8)), photo) < 600
+
+
+def test_drafts_are_means(photo: Image.Image) -> None:
+    data = saved(photo, model="mbt2018-mean")
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft(None, (photo.width // 4, photo.height // 4))
+        small = np.asarray(image, float)
+    assert small.shape == (38, 50, 3)
+    difference = np.abs(small - np.asarray(opened(data).reduce(4), float))
+    assert np.quantile(difference, 0.95) <= 1  # where no pixel is limited to 0 ... 255
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA"])
+def test_modes(mode: str, photo: Image.Image) -> None:
+    given = photo.convert(mode)
+    if "A" in mode:
+        given.putalpha(Image.linear_gradient("L").resize(photo.size))
+    image = opened(saved(given, model="mbt2018-mean"))
+    assert image.mode == mode
+    if "A" in mode:
+        assert np.array_equal(image.getchannel("A"), given.getchannel("A"))
+
+
+def test_frames(photo: Image.Image) -> None:
+    out = io.BytesIO()
+    photo.save(out, "LIC", save_all=True, append_images=[photo.transpose(0)], model="mbt2018", duration=40)
+    image = Image.open(io.BytesIO(out.getvalue()))
+    assert image.n_frames == 2
+    image.seek(1)
+    assert distortion(image.convert("RGB"), photo.transpose(0)) < 450
+
+
+def test_a_quality_takes_the_nearest_network_and_says_so(photo: Image.Image) -> None:
+    found = {q: opened(saved(photo, model="mbt2018-mean", quality=q)) for q in (1, 2, 3.2, 3.6, 4.5, 8)}
+    assert {q: i.info["quality"] for q, i in found.items()} == {1: 2, 2: 2, 3.2: 2, 3.6: 5, 4.5: 5, 8: 5}
+    assert np.array_equal(found[3.6], found[8])
+    assert distortion(found[8], photo) < distortion(found[1], photo)
+
+
+def test_a_target_chooses_among_the_networks(photo: Image.Image) -> None:
+    sizes = {q: len(saved(photo, model="mbt2018-mean", quality=q)) for q in (2, 5)}
+    assert sizes[2] < sizes[5]
+    for size in (sizes[2], sizes[5] - 1, sizes[5], sizes[5] + 1000):
+        best = sizes[5] if size >= sizes[5] else sizes[2]
+        assert len(saved(photo, model="mbt2018-mean", target_size=size)) == best
+    with pytest.raises(ValueError, match="out of reach"):
+        saved(photo, model="mbt2018-mean", target_size=sizes[2] - 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"context": "checkerboard"}, "has no context 'checkerboard'; it has 'autoregressive'"),
+        ({"context": "none"}, "has no context 'none'"),
+        ({"quantizer": "e8"}, "has no quantizer 'e8'; it has 'scalar'"),
+        ({"effort": 2}, "has no effort"),
+        ({"adaptive": True}, "has no adaptive"),
+        ({"roi": Image.new("L", (200, 152))}, "has no roi"),
+    ],
+)
+def test_options_that_it_has_not(options: dict[str, Any], message: str, photo: Image.Image) -> None:
+    with pytest.raises(ValueError, match=message):
+        saved(photo, model="mbt2018", **options)
+
+
+def test_options_that_name_its_own(photo: Image.Image) -> None:
+    plain = saved(photo, model="mbt2018")
+    assert saved(photo, model="mbt2018", context="autoregressive", quantizer="scalar", effort=0) == plain
+    assert saved(photo, model="mbt2018", context="auto") == plain
+
+
+def test_transcode_leaves_the_file_or_refuses(photo: Image.Image) -> None:
+    data = saved(photo, model="mbt2018", comment=b"kept")
+    assert transcode(data, "auto") == data
+    with pytest.raises(ValueError, match="no context 'none'"):
+        transcode(data, "none")
+
+
+@pytest.mark.parametrize("architecture", ["mbt2018", "bmshj2018-factorized", "mbt2018-mean"])
+def test_damage_is_found(architecture: str, photo: Image.Image) -> None:
+    reader = container.Reader(io.BytesIO(saved(photo, model=architecture)))
+    reader.metadata()
+    header, (frame,) = reader.header, list(reader.frames())
+    for at in range(4, len(frame.tiles[0]), 97):
+        tile = bytearray(frame.tiles[0])
+        tile[at] ^= 64
+        with pytest.raises(OSError, match="damaged"):
+            decode(header, container.Frame([bytes(tile)]))
+    for wrong in ({"context": "staircase"}, {"quantizer": "e8"}, {"adaptive": True}):
+        with pytest.raises(OSError, match="does not belong to its model"):
+            decode(replace(header, **wrong), frame)
+
+
+# -- the integers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "bmshj2018-factorized"])
+def test_integers_repeat_the_float_network(architecture: str, photo: Image.Image) -> None:
+    network = read_checkpoint(checkpoint(CHECKPOINTS[architecture][0]), architecture)
+    model = one(architecture)
+    x = torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None, :, :128, :192].float() / 255
+    with torch.inference_mode():
+        y = network.g_a(x)
+        coded = model.quantise(y)
+        z = torch.from_numpy(coded.z.astype(np.float32)) + network.entropy_bottleneck.medians[:, None, None]
+        decoded = torch.from_numpy(coded.y.astype(np.float32)) + coded.mean / 2**MEAN_BITS
+        mean, scale = network.conditional(z[None], decoded[None])
+    assert float((mean[0] - coded.mean / 2**MEAN_BITS).abs().max()) < 0.03
+    thresholds = model.family.thresholds.float() / 2**SCALE_BITS
+    index = torch.bucketize(scale[0].contiguous(), thresholds)
+    assert int((index - coded.index.int()).abs().max()) <= 1
+    assert float((index == coded.index).float().mean()) > 0.97
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_cost_is_small(architecture: str, folder: Path) -> None:
+    manifest = json.loads((folder / f"{architecture}.json").read_text())
+    assert manifest["architecture"] == architecture
+    assert manifest["identity"] == load_model(architecture).identity.hex()
+    assert len(manifest["qualities"]) == len(CHECKPOINTS[architecture])
+    for quality in manifest["qualities"]:
+        assert -0.5 < quality["cost_percent"] < 0.5
+        assert quality["float_bits"] > 1000
+
+
+def test_a_transposed_convolution_is_a_subpixel_convolution() -> None:
+    torch.manual_seed(3)
+    network = Network("mbt2018-mean", 3, 4).requires_grad_(False)
+    x = torch.randn(1, 3, 5, 7).round()
+    calibration = Calibration(network)
+    with torch.inference_mode():
+        calibration.see(x, torch.zeros(1, 4, 20, 28))
+    bits = calibration.bits("h_s.0")
+    layer = Linear(integers_of(network, calibration), "h_s.0", Form(3, shuffle=True), CPU)
+    found = layer.over(x[0].double() * 256) / 2**bits
+    assert torch.allclose(found.float(), network.h_s[0](x)[0], atol=1e-3)
+
+
+def test_layers_that_are_not_exact_are_refused() -> None:
+    tensors = {
+        "a.weight": torch.full((1, 2**18 + 64), 2**15 - 1, dtype=torch.int16),
+        "a.bias": torch.zeros(1, dtype=torch.int64),
+        "a.shift": torch.zeros(1, dtype=torch.uint8),
+    }
+    with pytest.raises(ValueError, match="layer a is not exact"):
+        Linear(tensors, "a", Form(1), CPU)
+    Linear(tensors | {"a.weight": tensors["a.weight"][:, : 2**18]}, "a", Form(1), CPU)
+    assert LIMIT * (2**15 - 1) * 2**18 < 2**53 < LIMIT * (2**15 - 1) * (2**18 + 64)
+
+
+def test_a_wave_needs_only_earlier_ones() -> None:
+    height, width, known = 6, 9, set()
+    for at, _, _ in Wavefront(1, height, width, CPU):
+        for n in at.tolist():
+            row, column = divmod(n, width)
+            for dy, dx in [(-2, d) for d in range(-2, 3)] + [(-1, d) for d in range(-2, 3)] + [(0, -2), (0, -1)]:
+                if row + dy >= 0 and 0 <= column + dx < width:
+                    assert (row + dy, column + dx) in known
+        known |= {divmod(n, width) for n in at.tolist()}
+    assert len(known) == height * width
+
+
+def test_learned_tables_are_the_density() -> None:
+    density = read_checkpoint(checkpoint("bmshj2018-factorized-3"), "bmshj2018-factorized").entropy_bottleneck
+    frequencies, lengths = learned_tables(density)
+    first = frequencies[: lengths[0]] / 2**24
+    reach = lengths[0] // 2 - 1
+    values = density.medians[:, None] + torch.arange(-reach, reach + 1)
+    assert np.allclose(first[:-1], density(values)[0].numpy(), atol=2e-6)
+
+
+# -- checkpoints that are refused -----------------------------------------------------------------
+
+
+def state_of(name: str) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(checkpoint(name), weights_only=True)["state_dict"]
+    return found
+
+
+def refused(tmp_path: Path, state: object, architecture: str, message: str) -> None:
+    path, target = tmp_path / "given.pth", tmp_path / "made.safetensors"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=message) as caught:
+        import_checkpoints([path], architecture, target)
+    assert str(path) in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["given.pth"]
+
+
+def test_another_architecture(tmp_path: Path) -> None:
+    refused(
+        tmp_path,
+        state_of("mbt2018-3"),
+        "mbt2018-mean",
+        "entropy_parameters.*not belong to it; it is one of mbt2018$",
+    )
+    refused(tmp_path, state_of("mbt2018-mean-2"), "mbt2018", r"context_prediction.weight is missing; .*mbt2018-mean")
+    refused(tmp_path, state_of("mbt2018-mean-2"), "bmshj2018-hyperprior", r"h_s.0.weight has the shape \(16, 24,")
+    refused(tmp_path, state_of("bmshj2018-factorized-3"), "cheng2020-anchor", "g_a.0.conv1.weight is missing")
+    with pytest.raises(ValueError, match="unknown architecture 'vtm'; known: bmshj2018-factorized, "):
+        import_checkpoints([checkpoint("mbt2018-3")], "vtm", tmp_path / "x.safetensors")
+
+
+def test_missing_and_extra_keys(tmp_path: Path) -> None:
+    state = state_of("mbt2018-mean-2")
+    refused(tmp_path, {k: v for k, v in state.items() if k != "h_a.2.bias"}, "mbt2018-mean", "h_a.2.bias is missing")
+    refused(tmp_path, state | {"h_a.6.bias": torch.zeros(3)}, "mbt2018-mean", "h_a.6.bias does not belong to it")
+    refused(tmp_path, {"epoch": 3}, "mbt2018-mean", "epoch is no tensor")
+    refused(tmp_path, [1, 2], "mbt2018-mean", "holds no state dictionary")
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    state = state_of("mbt2018-mean-2")
+    state["g_s.2.weight"][3, 1, 2, 2] = torch.nan
+    refused(tmp_path, state, "mbt2018-mean", "g_s.2.weight is not finite")
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("ran"),))
+
+
+def test_a_pickle_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(tmp_path, {"state_dict": Runs()}, "mbt2018-mean", "more than tensors")
+    (tmp_path / "given.pth").write_bytes(b"no checkpoint at all")
+    with pytest.raises(ValueError, match=r"given\.pth"):
+        read_checkpoint(tmp_path / "given.pth", "mbt2018")
+    with pytest.raises(ValueError, match="there is no checkpoint nowhere"):
+        read_checkpoint(Path("nowhere"), "mbt2018")
+
+
+def test_qualities() -> None:
+    published = ["mbt2018-mean-1-e522738d.pth.tar", "mbt2018-mean-8-8089ae3e.pth.tar"]
+    assert list(qualities_of(published)) == [1, 8]
+    assert qualities_of(["a.pth"]) == {4.0: Path("a.pth")}
+    assert qualities_of(["3=a.pth", "2.5=b-7.pth"]) == {2.5: Path("b-7.pth"), 3.0: Path("a.pth")}
+    with pytest.raises(ValueError, match=r"x-3\.pth and 3=|x-3\.pth and y\.pth are both of quality 3"):
+        qualities_of(["x-3.pth", "3=y.pth"])
+    with pytest.raises(ValueError, match=r"quality of b\.pth cannot be told"):
+        qualities_of(["a-1.pth", "b.pth"])
+    with pytest.raises(ValueError, match="from 1 to 8, not 9"):
+        qualities_of(["9=a.pth"])
+
+
+def test_names_of_older_checkpoints(tmp_path: Path) -> None:
+    names = {"matrices.": "_matrix", "biases.": "_bias", "factors.": "_factor"}
+    state = {}
+    for key, value in state_of("mbt2018-mean-2").items():
+        for new, old in names.items():
+            key = key.replace(f"entropy_bottleneck.{new}", f"entropy_bottleneck.{old}")
+        state[f"module.{key}"] = value
+    torch.save(state, tmp_path / "old.pth")
+    old = read_checkpoint(tmp_path / "old.pth", "mbt2018-mean").state_dict()
+    new = read_checkpoint(checkpoint("mbt2018-mean-2"), "mbt2018-mean").state_dict()
+    assert all(torch.equal(old[k], new[k]) for k in new)
+
+
+def test_a_model_file_that_is_damaged(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "mbt2018.safetensors")
+    about = {"format": 1, "architecture": "mbt2018", "stops": [{"code": 512, "channels": 16, "latents": 24}]}
+
+    def made(name: str, changed: dict[str, torch.Tensor], **said: Any) -> str:
+        path = tmp_path / f"{name}.safetensors"
+        save_file(tensors | changed, path, metadata={"pillow-lic": json.dumps(about | said)})
+        return str(path)
+
+    assert load_model(made("right", {})).identity != load_model("mbt2018").identity
+    with pytest.raises(ValueError, match="needs a newer pillow-lic"):
+        load_model(made("newer", {}, architecture="mbt2030"))
+    with pytest.raises(ValueError, match="impossible qualities"):
+        load_model(made("none", {}, stops=[]))
+    with pytest.raises(ValueError, match="impossible thresholds"):
+        load_model(made("thresholds", {"thresholds": tensors["thresholds"].flip(0)}))
+    with pytest.raises(ValueError, match="not consist of integers"):
+        saved(Image.new("RGB", (32, 32)), model=made("floats", {"0.exact.context.weight": torch.rand(48, 288)}))
+    shutil.rmtree(tmp_path)

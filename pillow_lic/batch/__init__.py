@@ -19,7 +19,7 @@ from PIL import Image
 
 from pillow_lic.batch import engines
 from pillow_lic.batch.files import locate
-from pillow_lic.batch.plan import FOLDER, Plan, Settings, begin, make_plan
+from pillow_lic.batch.plan import FOLDER, Plan, Settings, make_plan, recorded
 from pillow_lic.batch.summary import Summary
 from pillow_lic.batch.worker import Result, failed
 from pillow_lic.options import EncoderOptions, options_from
@@ -70,8 +70,7 @@ def convert(
     if dry_run:
         summary.planned = [(str(task.source), str(task.target)) for task in plan.tasks]
     elif plan.tasks and (keep_going or not summary.failures):
-        begin(destination, plan)
-        with closing(_results(plan, settings, jobs, scheduler)) as results:
+        with recorded(destination, plan), closing(_results(plan, settings, jobs, scheduler)) as results:
             for result in results:
                 summary.add(result)
                 if on_result:

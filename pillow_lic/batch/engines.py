@@ -36,20 +36,19 @@ def in_processes(tasks: Sequence[Task], settings: Settings, jobs: int) -> Genera
     """In so many processes of this machine, the cores shared out among them.
 
     A process that dies (out of memory, killed) takes no other file with it: all that were in work are tried
-    again, each alone, and the one that kills its process once more has failed.
+    again, one at a time, and the one that kills its process once more has failed.
     """
     settings = replace(settings, threads=max(1, cores() // jobs))
     waiting = deque(tasks)
     while waiting:
-        for task in (yield from _pool(waiting, settings, jobs)):
-            alone = deque([task])
-            while alone:
-                if (yield from _pool(alone, replace(settings, again=True), 1)):
-                    yield failed(task.source, task.target, "the process converting it died; is there enough memory?")
+        suspects = deque((yield from _pool(waiting, settings, jobs, ahead=2)))
+        while suspects:
+            for task in (yield from _pool(suspects, replace(settings, again=True), 1, ahead=1)):
+                yield failed(task.source, task.target, "the process converting it died; is there enough memory?")
 
 
-def _pool(waiting: deque[Task], settings: Settings, jobs: int) -> Generator[Result, None, list[Task]]:
-    """Convert what is waiting; what was in work when a process died is returned."""
+def _pool(waiting: deque[Task], settings: Settings, jobs: int, ahead: int) -> Generator[Result, None, list[Task]]:
+    """Convert what is waiting, ``ahead`` files a process handed out; those out when a process died are returned."""
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)
@@ -59,7 +58,7 @@ def _pool(waiting: deque[Task], settings: Settings, jobs: int) -> Generator[Resu
         while waiting or running:
             broken = False
             try:
-                while waiting and len(running) < 2 * jobs:
+                while waiting and len(running) < ahead * jobs:
                     running[executor.submit(convert_all, [waiting[0]], settings)] = waiting[0]
                     waiting.popleft()
             except BrokenProcessPool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -127,17 +128,26 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
     return plan
 
 
-def begin(target: File, plan: Plan) -> None:
-    """Write the record, and clear away what an interrupted run left half written."""
+@contextmanager
+def recorded(target: File, plan: Plan) -> Iterator[None]:
+    """Write the record before the work; clear away what died half written before and during it."""
     folder = target.below(FOLDER)
-    for name in files_below(folder):
-        if name.endswith(PARTIAL):
-            folder.fs.rm_file(folder.below(name).path)
+    _clear(folder)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(plan.record.items()))
     data = f'{{"version": {RECORD_VERSION}, "files": {{\n{lines}\n}}}}\n'.encode()
     there = target.below(RECORD)
     if not there.fs.exists(there.path) or read(there) != data:
         write(there, data, folder)
+    try:
+        yield
+    finally:
+        _clear(folder)
+
+
+def _clear(folder: File) -> None:
+    for name in files_below(folder):
+        if name.endswith(PARTIAL):
+            folder.fs.rm_file(folder.below(name).path)
 
 
 def is_done(task: Task) -> bool:

@@ -72,9 +72,10 @@ class QualityConv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, size: int, gain: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.randn(outputs, inputs, size, size) * gain * math.sqrt(2 / (inputs * size * size))
-        )
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, size, size))
+        # For random numbers on the meta device torch imports its compiler, which takes longer than importing torch.
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=gain * math.sqrt(2 / (inputs * size * size)))
         self.bias = nn.Parameter(torch.zeros(QUALITIES, outputs))
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import kill_batch
+import pytest
+from conftest import load
+from PIL import Image
+
+from pillow_lic.batch import convert, worker
+from pillow_lic.batch.plan import Settings, Task
+
+
+@pytest.mark.parametrize("kind", ["main", "worker", "cluster"])
+def test_a_killed_conversion_ends_as_an_undisturbed_one(kind: str, tmp_path: Path) -> None:
+    (done,) = kill_batch.run(kind, 1, 16, 0, tmp_path)
+    assert 0 < done < 16
+
+
+def test_a_file_that_kills_its_process_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a", "deadly", "b"):
+        load("camera").crop((0, 0, 32, 32)).save(folder / f"{name}.png")
+    monkeypatch.setattr("pillow_lic.batch.engines.convert_all", die_of_one)
+    summary = convert([folder], tmp_path / "out", jobs=2, keep_going=True)
+    assert summary.converted == 2
+    (failure,) = summary.failures
+    assert failure.source.endswith("deadly.png")
+    assert "died" in str(failure.error)
+    with Image.open(tmp_path / "out" / "b.lic") as image:
+        assert image.size == (32, 32)
+
+
+def die_of_one(tasks: list[Task], settings: Settings) -> list[worker.Result]:
+    if tasks[0].source.name == "deadly.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return worker.convert_all(tasks, settings)

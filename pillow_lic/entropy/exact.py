@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -87,14 +88,37 @@ class ExactLayer:
 
     def __call__(self, x: Tensor, quality_code: int) -> Tensor:
         """(in, h, w) integers in float64 -> (out, h, w)."""
-        channels, h, w = x.shape
-        columns = x.reshape(channels, h * w) if self.size == 1 else _columns(x, self.size)
-        half = (1 << self.shift) >> 1
-        start = torch.from_numpy(interpolate(self.bias, quality_code) + half).to(x)
-        scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(x)
         # Scaling by a power of two is exact and floor is too: an arithmetic shift.
-        out = torch.addmm(start[:, None], self.weight, columns).mul_(scale[:, None]).floor_()
-        return out.reshape(-1, h, w)
+        return self._sums(x, quality_code).floor_()
+
+    def activated(self, x: Tensor, quality_code: int) -> Tensor:
+        """The same, limited and through the leaky ReLU with slope 1/8, floored.
+
+        Rounding down once at the end gives what rounding down after each step does.
+        """
+        sums = self._sums(x, quality_code).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+        return torch.nn.functional.leaky_relu_(sums, 0.125).floor_()
+
+    def _sums(self, x: Tensor, quality_code: int) -> Tensor:
+        """Sums with ``shift`` fraction bits."""
+        channels, h, w = x.shape
+        half = (1 << self.shift) >> 1
+        start = np.ldexp((interpolate(self.bias, quality_code) + half).astype(np.float64), -self.shift)
+        sums = torch.from_numpy(start).to(x)[:, None]
+        if self.size == 1:
+            sums = torch.addmm(sums, self._scaled[0], x.reshape(channels, h * w))
+        else:
+            rows = _windows(x, self.size)
+            for dy, weight in enumerate(self._scaled):
+                sums = torch.addmm(sums, weight, rows[:, dy * w : (dy + h) * w])
+        return sums.reshape(-1, h, w)
+
+    @cached_property
+    def _scaled(self) -> list[Tensor]:
+        """Weights divided by 2**shift, (out, in * k) for each row of the kernel."""
+        scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(self.weight)
+        rows = (self.weight * scale[:, None]).reshape(self.weight.shape[0], -1, self.size, self.size)
+        return [row.flatten(1).contiguous() for row in rows.unbind(2)]
 
 
 class ExactHyperSynthesis:
@@ -129,12 +153,12 @@ class ExactHyperSynthesis:
         """
         device = self.layers["enter"].weight.device
         x = torch.from_numpy(self.dequantise(symbols, quality_code)).to(device, torch.float64)
-        x = _activate(_shuffle(self._run("enter", x, quality_code)))
+        x = _shuffle(self.layers["enter"].activated(x, quality_code))
         x = self._block("middle", x, quality_code)
-        x = _activate(_shuffle(self._run("grow", x, quality_code)))
+        x = _shuffle(self.layers["grow"].activated(x, quality_code))
         x = self._block("fine_1", x, quality_code)
         x = self._block("fine_2", x, quality_code)
-        mean, index = self._run("leave", x, quality_code).chunk(2)
+        mean, index = self.layers["leave"](x, quality_code).chunk(2)
         mean = mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).to(torch.int32)
         return mean, index.clamp(0, self.scales - 1).to(torch.uint8), x
 
@@ -148,23 +172,11 @@ class ExactHyperSynthesis:
         out: NDArray[np.int64] = np.clip(z, -limit, limit)
         return out
 
-    def _run(self, name: str, x: Tensor, quality_code: int) -> Tensor:
-        return self.layers[name](x, quality_code)
-
     def _block(self, name: str, x: Tensor, quality_code: int) -> Tensor:
-        h = _activate(self._run(f"{name}.reduce", x, quality_code))
-        h = _activate(self._run(f"{name}.mix", h, quality_code))
-        return _limit(x + self._run(f"{name}.expand", h, quality_code))
-
-
-def _limit(x: Tensor) -> Tensor:
-    return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-
-
-def _activate(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope 1/8, floored, on limited activations."""
-    x = _limit(x)
-    return torch.maximum(x, (x * 0.125).floor_(), out=x)
+        h = self.layers[f"{name}.reduce"].activated(x, quality_code)
+        h = self.layers[f"{name}.mix"].activated(h, quality_code)
+        h = self.layers[f"{name}.expand"](h, quality_code)
+        return h.add_(x).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
 
 
 def _shuffle(x: Tensor) -> Tensor:
@@ -172,9 +184,11 @@ def _shuffle(x: Tensor) -> Tensor:
     return torch.nn.functional.pixel_shuffle(x[None], 2)[0]
 
 
-def _columns(x: Tensor, size: int) -> Tensor:
-    """im2col with zero padding: (c, h, w) -> (c * size * size, h * w); one copy, on all threads."""
-    channels, h, w = x.shape
+def _windows(x: Tensor, size: int) -> Tensor:
+    """Each position's neighbours in its row, with zero padding: (c, h, w) -> (c * size, (h + size - 1) * w).
+
+    Any ``h`` rows of it, one below another, are what a row of the kernel sees: im2col for all rows at once.
+    """
     margin = size // 2
-    windows = torch.nn.functional.pad(x, (margin, margin, margin, margin)).unfold(1, size, 1).unfold(2, size, 1)
-    return windows.permute(0, 3, 4, 1, 2).reshape(channels * size * size, h * w)
+    windows = torch.nn.functional.pad(x, (margin, margin, margin, margin)).unfold(2, size, 1)
+    return windows.permute(0, 3, 1, 2).reshape(x.shape[0] * size, -1)

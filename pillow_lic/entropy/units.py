@@ -81,25 +81,34 @@ class Linear:
         weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
         if weight.is_floating_point() or bias.is_floating_point() or shift.is_floating_point():
             raise ValueError(f"the model's layer {name} does not consist of integers")
-        self.weight = weight.to(device, torch.float32)
         self.shift = shift.to(torch.int64).numpy()
         if self.shift.min() < 0 or self.shift.max() > 23 or int(weight.to(torch.int32).abs().max()) > WEIGHT_LIMIT:
             raise ValueError(f"the model's layer {name} is out of range")
         self.bias = bias.to(torch.int64).numpy() + ((1 << self.shift) >> 1)
-        sums = self.weight.abs().sum(dim=1).double().cpu().numpy() * ACTIVATION_LIMIT
+        sums = weight.to(torch.int32).abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
         if float((sums + np.abs(self.bias).max(axis=0)).max()) >= EXACT:
             raise ValueError(f"the model's layer {name} is not exact in float32")
-        self._scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(self.weight)[:, None]
-        self._start = (-1, self._scale)
+        # Dividing by powers of two is exact, and so are products and sums of what is divided.
+        scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(device, torch.float32)[:, None]
+        self._scaled = weight.to(device, torch.float32) * scale
+        self._start = (-1, scale)
 
     def __call__(self, x: Tensor, quality_code: int) -> Tensor:
         """(in, P) -> (out, P)."""
+        return self._sums(x, quality_code).floor_()
+
+    def activated(self, x: Tensor, quality_code: int) -> Tensor:
+        """The same, limited and through the leaky ReLU; rounding down once does for all."""
+        return _activate(self._sums(x, quality_code))
+
+    def _sums(self, x: Tensor, quality_code: int) -> Tensor:
+        """Sums with ``shift`` fraction bits."""
         code, start = self._start
         if code != quality_code:  # one assignment, so that threads see either pair
-            start = torch.from_numpy(interpolate(self.bias, quality_code)).to(self.weight)[:, None]
+            sums = np.ldexp(interpolate(self.bias, quality_code).astype(np.float64), -self.shift)
+            start = torch.from_numpy(sums).to(self._scaled)[:, None]
             self._start = (quality_code, start)
-        # Scaling by a power of two is exact and floor is too: an arithmetic shift.
-        return torch.addmm(start, self.weight, x).mul_(self._scale).floor_()
+        return torch.addmm(start, self._scaled, x)
 
 
 class ExactUnit:
@@ -108,11 +117,12 @@ class ExactUnit:
     def __init__(self, tensors: Mapping[str, Tensor], name: str, unit: Unit, view: View, device: torch.device) -> None:
         self.unit, self.view = unit, view
         self.layers = {n: Linear(tensors, f"{name}.{n}", device) for n in LAYERS}
-        self.windows = {n: self._window(tensors, f"{name}.{n}").to(device) for n in ("value_window", "size_window")}
+        windows = [self._window(tensors, f"{name}.{n}") for n in ("value_window", "size_window")]
         bits = int(tensors[f"{name}.window_bits"])
         if not SHIFT_BITS <= bits + FRACTION <= 23:
             raise ValueError(f"the model's windows {name} are out of range")
-        self.window_bits = bits
+        # In fraction bits of activations, as exact as the integers.
+        self.windows = torch.stack(windows).to(device) * 2.0**-bits
         self.taps = torch.tensor(sorted({t for taps in view.taps for t in taps}), device=device)
 
     def _window(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -135,46 +145,41 @@ class ExactUnit:
         seen = ratio[: self.view.spatial]
         place = padded(at, width)
         few = self.unit.causal or seen.device.type != "cpu"
-        value, size = self._gathered(seen, place) if few else self._convolved(seen, at)
-        drop = 2.0**-self.window_bits
+        sums = self._gathered(seen, place) if few else self._convolved(seen, at)
         centre = seen[: self.view.centre].flatten(1).index_select(1, place)
-        x = torch.cat([hidden.index_select(1, at), rounded(value, drop), rounded(size, drop), centre, centre.abs()])
+        x = torch.cat([hidden.index_select(1, at), rounded(sums.flatten(0, 1), 1.0), centre, centre.abs()])
         x = self._network(x, quality_code)
         shift, change = x.chunk(2)
         own = slice(self.unit.first, min(self.unit.last, self.view.spatial))
         if own.stop > own.start:
-            count, drop = own.stop - own.start, 2.0 ** (SHIFT_BITS - FRACTION - self.window_bits)
-            shift[:count] += torch.floor(value[own] * drop + 0.5)
-            change[:count] += torch.floor(size[own] * (drop * INDEX_GAIN) + 0.5)
+            count, finer = own.stop - own.start, 2.0 ** (SHIFT_BITS - FRACTION)
+            shift[:count] += rounded_down(sums[0, own], finer)
+            change[:count] += rounded_down(sums[1, own], finer * INDEX_GAIN)
         return shift.clamp_(-SHIFT_LIMIT, SHIFT_LIMIT), change.clamp_(-CHANGE_LIMIT, CHANGE_LIMIT)
 
     def _network(self, x: Tensor, quality_code: int) -> Tensor:
-        x = _activate(self.layers["enter"](x, quality_code))
-        h = _activate(self.layers["reduce"](x, quality_code))
-        x = _limit(x + self.layers["expand"](h, quality_code))
-        # A limited activation stays limited, and its leaky ReLU is exact.
-        return self.layers["leave"](_activate(x), quality_code)
+        x = self.layers["enter"].activated(x, quality_code)
+        h = self.layers["reduce"].activated(x, quality_code)
+        x = _activate(self.layers["expand"](h, quality_code).add_(x))
+        return self.layers["leave"](x, quality_code)
 
-    def _convolved(self, seen: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over each channel's windows of values and of magnitudes, (spatial, P) each.
+    def _convolved(self, seen: Tensor, at: Tensor) -> Tensor:
+        """Sums over each channel's windows of values and of magnitudes, (2, spatial, P).
 
         By the library's convolution, which is exact as long as it only multiplies and adds: windows
         of one channel and 5x5 have neither Winograd nor FFT variants on CPUs.
         """
-        sums = []
-        for name, values in (("value_window", seen), ("size_window", seen.abs())):
-            kernel = self.windows[name].reshape(-1, 1, TAPS, TAPS)
-            out = torch.nn.functional.conv2d(values[None], kernel, groups=self.view.spatial)
-            sums.append(out[0].flatten(1).index_select(1, at))
-        return sums[0], sums[1]
+        both = torch.cat([seen, seen.abs()])[None]
+        sums = torch.nn.functional.conv2d(both, self.windows.reshape(-1, 1, TAPS, TAPS), groups=both.shape[1])
+        return sums.flatten(2).index_select(2, at).unflatten(1, (2, -1))[0]
 
-    def _gathered(self, seen: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    def _gathered(self, seen: Tensor, place: Tensor) -> Tensor:
         """The same for a few positions, or where a convolution may not be exact."""
         row = seen.shape[2]
         offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - 2) * row + self.taps % TAPS - 2
         patches = seen.flatten(1)[:, place[:, None] + offsets]
-        value, size = (self.windows[n][:, None, self.taps] for n in ("value_window", "size_window"))
-        return (patches * value).sum(dim=2), (patches.abs() * size).sum(dim=2)
+        windows = self.windows[:, :, None, self.taps]
+        return torch.stack([(patches * windows[0]).sum(dim=2), (patches.abs() * windows[1]).sum(dim=2)])
 
 
 def padded(at: Tensor, width: int) -> Tensor:
@@ -184,16 +189,17 @@ def padded(at: Tensor, width: int) -> Tensor:
     return at + 2 * margin * row + margin * (width + 2 * margin) + margin
 
 
-def _limit(x: Tensor) -> Tensor:
-    return x.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-
-
 def _activate(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope 1/8, floored, on limited activations."""
-    x = _limit(x)
-    return torch.maximum(x, (x * 0.125).floor_(), out=x)
+    """x limited to activations, through the leaky ReLU with slope 1/8, and rounded down, in place."""
+    x = x.clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+    return torch.nn.functional.leaky_relu_(x, 0.125).floor_()
 
 
 def rounded(x: Tensor, factor: float) -> Tensor:
     """x times a power of two, rounded and limited to an activation."""
-    return (x * factor).add_(0.5).floor_().clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+    return rounded_down(x, factor).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+
+
+def rounded_down(x: Tensor, factor: float) -> Tensor:
+    """x times a power of two, to the nearest whole number, halves up."""
+    return (x * factor).add_(0.5).floor_()

@@ -1,9 +1,7 @@
 """The hyper-synthesis transform in integers: the same numbers on every machine.
 
-Weights and activations are integers held in float64.  Every product and partial sum stays below
-2**53, so float64 matrix products give the exact integer in whatever order, on however many
-threads, on CPU or GPU, and neither autocast nor reduced-precision settings touch float64.  The
-library's convolutions are not used: Winograd and FFT variants are not exact.
+Weights have 15 bits and activations 16, so that every product and partial sum stays below 2**53 and
+float64 is exact.  The library's convolutions are not used: Winograd and FFT variants are not exact.
 """
 
 from __future__ import annotations
@@ -17,14 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pillow_lic.entropy.layers import IntegerLayer, interpolate
+
 ACTIVATION_BITS = 8
 """Fraction bits of hidden activations."""
 
-ACTIVATION_LIMIT = 2.0**15 - 1
+ACTIVATION_LIMIT = 2**15 - 1
 MEAN_BITS = 6
 """Fraction bits of means: steps of 1/64."""
 
-MEAN_LIMIT = 2.0**20
+MEAN_LIMIT = 2**20
 GAIN_BITS = 10
 """Fraction bits of z's inverse gains."""
 
@@ -42,14 +42,6 @@ LAYERS = (
     *(f"fine_2.{n}" for n in BLOCK_LAYERS),
     "leave",
 )
-
-
-def interpolate(table: NDArray[np.int64], quality_code: int) -> NDArray[np.int64]:
-    """Row of an (8, n) integer table at a quality code in 0...1792, rounded to nearest."""
-    low = min(quality_code // QUALITY_ONE, table.shape[0] - 2)
-    f = quality_code - low * QUALITY_ONE
-    out: NDArray[np.int64] = (table[low] * (QUALITY_ONE - f) + table[low + 1] * f + QUALITY_ONE // 2) >> 8
-    return out
 
 
 @dataclass(frozen=True)
@@ -87,38 +79,25 @@ class ExactLayer:
         return ExactLayer(self.weight.to(device), self.bias, self.shift, self.size)
 
     def __call__(self, x: Tensor, quality_code: int) -> Tensor:
-        """(in, h, w) integers in float64 -> (out, h, w)."""
-        # Scaling by a power of two is exact and floor is too: an arithmetic shift.
-        return self._sums(x, quality_code).floor_()
+        """(in, h, w) whole numbers of any type -> (out, h, w)."""
+        return self._layer(self._columns(x), quality_code).reshape(-1, *x.shape[1:])
 
     def activated(self, x: Tensor, quality_code: int) -> Tensor:
-        """The same, limited and through the leaky ReLU with slope 1/8, floored.
-
-        Rounding down once at the end gives what rounding down after each step does.
-        """
-        sums = self._sums(x, quality_code).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-        return torch.nn.functional.leaky_relu_(sums, 0.125).floor_()
-
-    def _sums(self, x: Tensor, quality_code: int) -> Tensor:
-        """Sums with ``shift`` fraction bits."""
-        channels, h, w = x.shape
-        half = (1 << self.shift) >> 1
-        start = np.ldexp((interpolate(self.bias, quality_code) + half).astype(np.float64), -self.shift)
-        sums = torch.from_numpy(start).to(x)[:, None]
-        if self.size == 1:
-            sums = torch.addmm(sums, self._scaled[0], x.reshape(channels, h * w))
-        else:
-            rows = _windows(x, self.size)
-            for dy, weight in enumerate(self._scaled):
-                sums = torch.addmm(sums, weight, rows[:, dy * w : (dy + h) * w])
-        return sums.reshape(-1, h, w)
+        """The same, limited and through the leaky ReLU with slope 1/8."""
+        return self._layer.activated(self._columns(x), quality_code).reshape(-1, *x.shape[1:])
 
     @cached_property
-    def _scaled(self) -> list[Tensor]:
-        """Weights divided by 2**shift, (out, in * k) for each row of the kernel."""
-        scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(self.weight)
-        rows = (self.weight * scale[:, None]).reshape(self.weight.shape[0], -1, self.size, self.size)
-        return [row.flatten(1).contiguous() for row in rows.unbind(2)]
+    def _layer(self) -> IntegerLayer:
+        rounding = (np.int64(1) << self.shift) >> 1
+        return IntegerLayer(self.weight, self.bias + rounding, self.shift, ACTIVATION_LIMIT, self.weight.dtype)
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """im2col with zero padding: (c, h, w) -> (c * size * size, h * w); one copy, on all threads."""
+        x, margin = self._layer.taken(x), self.size // 2
+        if not margin:
+            return x.flatten(1)
+        windows = torch.nn.functional.pad(x, (margin,) * 4).unfold(1, self.size, 1).unfold(2, self.size, 1)
+        return windows.permute(0, 3, 4, 1, 2).reshape(x.shape[0] * self.size**2, -1)
 
 
 class ExactHyperSynthesis:
@@ -148,11 +127,11 @@ class ExactHyperSynthesis:
     def __call__(self, symbols: NDArray[np.int16], quality_code: int) -> tuple[Tensor, Tensor, Tensor]:
         """z symbols (N, h, w) -> (mean int32 in steps of 1/64, index uint8), (M, 4 h, 4 w) each.
 
-        The third result is the last hidden layer, (hyper_channels, 4 h, 4 w), for context models.
+        The third result is the last hidden layer, (hyper_channels, 4 h, 4 w) float32, for context models.
         Runs where the weights lie; inputs come from the host.
         """
         device = self.layers["enter"].weight.device
-        x = torch.from_numpy(self.dequantise(symbols, quality_code)).to(device, torch.float64)
+        x = torch.from_numpy(self.dequantise(symbols, quality_code)).to(device)
         x = _shuffle(self.layers["enter"].activated(x, quality_code))
         x = self._block("middle", x, quality_code)
         x = _shuffle(self.layers["grow"].activated(x, quality_code))
@@ -160,7 +139,7 @@ class ExactHyperSynthesis:
         x = self._block("fine_2", x, quality_code)
         mean, index = self.layers["leave"](x, quality_code).chunk(2)
         mean = mean.clamp(-MEAN_LIMIT, MEAN_LIMIT).to(torch.int32)
-        return mean, index.clamp(0, self.scales - 1).to(torch.uint8), x
+        return mean, index.clamp(0, self.scales - 1).to(torch.uint8), x.to(torch.float32)
 
     def dequantise(self, symbols: NDArray[np.int16], quality_code: int) -> NDArray[np.int64]:
         """(symbol + mean) * inverse gain, as an activation: what h_s sees."""
@@ -168,7 +147,7 @@ class ExactHyperSynthesis:
         steps = (symbols.astype(np.int64) << MEAN_BITS) + mean[:, None, None]
         fraction = MEAN_BITS + GAIN_BITS - ACTIVATION_BITS
         z = (steps * gain[:, None, None] + (1 << fraction >> 1)) >> fraction
-        limit = int(ACTIVATION_LIMIT)
+        limit = ACTIVATION_LIMIT
         out: NDArray[np.int64] = np.clip(z, -limit, limit)
         return out
 
@@ -182,13 +161,3 @@ class ExactHyperSynthesis:
 def _shuffle(x: Tensor) -> Tensor:
     """Pixel shuffle by 2: (4 c, h, w) -> (c, 2 h, 2 w)."""
     return torch.nn.functional.pixel_shuffle(x[None], 2)[0]
-
-
-def _windows(x: Tensor, size: int) -> Tensor:
-    """Each position's neighbours in its row, with zero padding: (c, h, w) -> (c * size, (h + size - 1) * w).
-
-    Any ``h`` rows of it, one below another, are what a row of the kernel sees: im2col for all rows at once.
-    """
-    margin = size // 2
-    windows = torch.nn.functional.pad(x, (margin, margin, margin, margin)).unfold(2, size, 1)
-    return windows.permute(0, 3, 1, 2).reshape(x.shape[0] * size, -1)

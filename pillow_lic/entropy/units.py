@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pillow_lic.entropy.exact import interpolate
+from pillow_lic.entropy.layers import IntegerLayer
 from pillow_lic.models.context.schedule import TAPS, Unit, View
 
 FRACTION = 5
 """Fraction bits of everything that enters a product."""
 
-ACTIVATION_LIMIT = 255.0
+ACTIVATION_LIMIT = 255
 WEIGHT_LIMIT = 127
 EXACT = 2.0**24
 RATIO_LIMIT = 4 << FRACTION
@@ -74,41 +74,19 @@ def phases(grain: NDArray[np.int32]) -> NDArray[np.int32]:
     return (32 // grain + 1).astype(np.int32)
 
 
-class Linear:
-    """floor((weight x + bias + half) / 2**shift) on (in, P) float32 integers, by output channel."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> None:
-        weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
-        if weight.is_floating_point() or bias.is_floating_point() or shift.is_floating_point():
-            raise ValueError(f"the model's layer {name} does not consist of integers")
-        self.shift = shift.to(torch.int64).numpy()
-        if self.shift.min() < 0 or self.shift.max() > 23 or int(weight.to(torch.int32).abs().max()) > WEIGHT_LIMIT:
-            raise ValueError(f"the model's layer {name} is out of range")
-        self.bias = bias.to(torch.int64).numpy() + ((1 << self.shift) >> 1)
-        sums = weight.to(torch.int32).abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
-        if float((sums + np.abs(self.bias).max(axis=0)).max()) >= EXACT:
-            raise ValueError(f"the model's layer {name} is not exact in float32")
-        # Dividing by powers of two is exact, and so are products and sums of what is divided.
-        scale = torch.from_numpy(np.ldexp(1.0, -self.shift)).to(device, torch.float32)[:, None]
-        self._scaled = weight.to(device, torch.float32) * scale
-        self._start = (-1, scale)
-
-    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
-        """(in, P) -> (out, P)."""
-        return self._sums(x, quality_code).floor_()
-
-    def activated(self, x: Tensor, quality_code: int) -> Tensor:
-        """The same, limited and through the leaky ReLU; rounding down once does for all."""
-        return _activate(self._sums(x, quality_code))
-
-    def _sums(self, x: Tensor, quality_code: int) -> Tensor:
-        """Sums with ``shift`` fraction bits."""
-        code, start = self._start
-        if code != quality_code:  # one assignment, so that threads see either pair
-            sums = np.ldexp(interpolate(self.bias, quality_code).astype(np.float64), -self.shift)
-            start = torch.from_numpy(sums).to(self._scaled)[:, None]
-            self._start = (quality_code, start)
-        return torch.addmm(start, self._scaled, x)
+def load_layer(tensors: Mapping[str, Tensor], name: str, device: torch.device) -> IntegerLayer:
+    """A layer of a model's context; ``ValueError`` if its sums might not be exact."""
+    weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
+    if weight.is_floating_point() or bias.is_floating_point() or shift.is_floating_point():
+        raise ValueError(f"the model's layer {name} does not consist of integers")
+    shifts = shift.to(torch.int64).numpy()
+    if shifts.min() < 0 or shifts.max() > 23 or int(weight.to(torch.int32).abs().max()) > WEIGHT_LIMIT:
+        raise ValueError(f"the model's layer {name} is out of range")
+    starts = bias.to(torch.int64).numpy() + ((1 << shifts) >> 1)
+    sums = weight.to(torch.int32).abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
+    if float((sums + np.abs(starts).max(axis=0)).max()) >= EXACT:
+        raise ValueError(f"the model's layer {name} is not exact in float32")
+    return IntegerLayer(weight.to(device), starts, shifts, ACTIVATION_LIMIT, torch.float32)
 
 
 class ExactUnit:
@@ -116,7 +94,7 @@ class ExactUnit:
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str, unit: Unit, view: View, device: torch.device) -> None:
         self.unit, self.view = unit, view
-        self.layers = {n: Linear(tensors, f"{name}.{n}", device) for n in LAYERS}
+        self.layers = {n: load_layer(tensors, f"{name}.{n}", device) for n in LAYERS}
         windows = [self._window(tensors, f"{name}.{n}") for n in ("value_window", "size_window")]
         bits = int(tensors[f"{name}.window_bits"])
         if not SHIFT_BITS <= bits + FRACTION <= 23:
@@ -160,8 +138,8 @@ class ExactUnit:
     def _network(self, x: Tensor, quality_code: int) -> Tensor:
         x = self.layers["enter"].activated(x, quality_code)
         h = self.layers["reduce"].activated(x, quality_code)
-        x = _activate(self.layers["expand"](h, quality_code).add_(x))
-        return self.layers["leave"](x, quality_code)
+        x = self.layers["expand"].activate(self.layers["expand"](h, quality_code).add_(x))
+        return self.layers["leave"](x, quality_code).to(torch.float32)
 
     def _convolved(self, seen: Tensor, at: Tensor) -> Tensor:
         """Sums over each channel's windows of values and of magnitudes, (2, spatial, P).
@@ -171,7 +149,7 @@ class ExactUnit:
         """
         both = torch.cat([seen, seen.abs()])[None]
         sums = torch.nn.functional.conv2d(both, self.windows.reshape(-1, 1, TAPS, TAPS), groups=both.shape[1])
-        return sums.flatten(2).index_select(2, at).unflatten(1, (2, -1))[0]
+        return sums.flatten(2).index_select(2, at).reshape(2, -1, len(at))
 
     def _gathered(self, seen: Tensor, place: Tensor) -> Tensor:
         """The same for a few positions, or where a convolution may not be exact."""
@@ -187,12 +165,6 @@ def padded(at: Tensor, width: int) -> Tensor:
     margin = TAPS // 2
     row = torch.div(at, width, rounding_mode="floor")
     return at + 2 * margin * row + margin * (width + 2 * margin) + margin
-
-
-def _activate(x: Tensor) -> Tensor:
-    """x limited to activations, through the leaky ReLU with slope 1/8, and rounded down, in place."""
-    x = x.clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
-    return torch.nn.functional.leaky_relu_(x, 0.125).floor_()
 
 
 def rounded(x: Tensor, factor: float) -> Tensor:

@@ -1,0 +1,87 @@
+"""Sums of whole numbers in bytes and in floating point agree with Python's integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import coded, pixels_of
+from PIL import Image
+
+from pillow_lic.entropy import layers
+from pillow_lic.entropy.layers import IntegerLayer
+from pillow_lic.models import loading
+
+NATIVE = pytest.mark.skipif(not layers.bytes_work(), reason="this CPU has no products of bytes")
+
+
+@pytest.fixture
+def in_floating_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No products of bytes, and networks that have not been made with them."""
+    monkeypatch.setattr(layers, "bytes_work", lambda: False)
+    monkeypatch.setattr(loading, "_loaded", {})
+
+
+def made(weight: np.ndarray, bias: np.ndarray, shift: np.ndarray, limit: int) -> IntegerLayer:
+    dtype = torch.float32 if limit < 256 else torch.float64
+    return IntegerLayer(torch.from_numpy(weight), bias, shift, limit, dtype)
+
+
+def in_python(weight: np.ndarray, bias: np.ndarray, shift: np.ndarray, x: np.ndarray) -> list[list[int]]:
+    sums = weight.astype(object) @ x.astype(object) + bias.astype(object)[:, None]
+    return [[int(v) >> int(s) for v in row] for row, s in zip(sums, shift, strict=True)]
+
+
+CASES = [(127, 255, 0), (127, 255, 7), (127, 32767, 9), (16383, 32767, 8), (16383, 32767, 15)]
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=NATIVE), False])
+@pytest.mark.parametrize(("heavy", "limit", "shift"), CASES)
+def test_layers_equal_python_integers(
+    heavy: int, limit: int, shift: int, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "bytes_work", lambda: native)
+    rng = np.random.default_rng(heavy + limit + shift)
+    weight = rng.integers(-heavy, heavy + 1, (9, 200))
+    weight[0], weight[1] = heavy, -heavy
+    x = rng.integers(-limit, limit + 1, (200, 23))
+    x[:, 0], x[:, 1], x[:, 2] = limit, -limit, 0
+    bias = np.broadcast_to(rng.integers(-9999, 9999, 9), (8, 9)).astype(np.int64)
+    shifts = np.full(9, shift, np.int64)
+    layer = made(weight, bias, shifts, limit)
+    assert (layer._bytes is not None) == native
+    expected = in_python(weight, bias[0], shifts, x)
+    for kind in (torch.int64, torch.float64):
+        assert layer(torch.from_numpy(x).to(kind), 700).tolist() == expected
+    limited = [[max(-limit, min(limit, v)) for v in row] for row in expected]
+    assert layer.activated(torch.from_numpy(x), 700).tolist() == [[max(v, v >> 3) for v in row] for row in limited]
+
+
+@NATIVE
+def test_sums_that_bytes_cannot_hold_are_left_to_floating_point() -> None:
+    weight, shift = np.full((1, 4000), 16000), np.array([12])
+    bias = np.zeros((8, 1), np.int64)
+    assert made(weight, bias, shift, 32767)._bytes is None
+    assert made(weight[:, :400], bias, shift, 32767)._bytes is not None
+    assert made(weight[:, :400], bias, shift - 5, 32767)._bytes is None
+
+
+def test_a_library_that_saturates_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        pairs = one.int()[:, :, None] * other.int()[None]
+        return (pairs[:, ::2] + pairs[:, 1::2]).clamp(-(2**15), 2**15 - 1).sum(dim=1, dtype=torch.int32)
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True}, raising=False)
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    assert not layers.bytes_work.__wrapped__()
+
+
+@pytest.mark.parametrize("context", ["none", "staircase", "autoregressive"])
+def test_files_decode_alike_in_floating_point(
+    context: str, small: Image.Image, in_floating_point: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = coded(small, context=context)
+    plain = pixels_of(data)
+    monkeypatch.undo()
+    assert coded(small, context=context) == data
+    assert np.array_equal(pixels_of(data), plain)

@@ -149,7 +149,7 @@ class ExactUnit:
         """
         both = torch.cat([seen, seen.abs()])[None]
         sums = torch.nn.functional.conv2d(both, self.windows.reshape(-1, 1, TAPS, TAPS), groups=both.shape[1])
-        return sums.flatten(2).index_select(2, at).reshape(2, -1, len(at))
+        return sums.flatten(2).index_select(2, at).reshape(2, seen.shape[0], len(at))
 
     def _gathered(self, seen: Tensor, place: Tensor) -> Tensor:
         """The same for a few positions, or where a convolution may not be exact."""

@@ -11,14 +11,14 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from pillow_lic.signature import SIGNATURE
 
 VERSION = 1
 
-HEAD, ANIMATION, ALPHA, FRAME = b"HEAD", b"ANIM", b"ALPH", b"FRAM"
+HEAD, MODEL, ANIMATION, ALPHA, FRAME = b"HEAD", b"modl", b"ANIM", b"ALPH", b"FRAM"
 METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm", "comment": b"cmnt", "dpi": b"dpix"}
 
 MODES = ("L", "RGB", "LA", "RGBA")
@@ -29,6 +29,9 @@ MAX_SIDE = 2**24
 MAX_QUALITY_CODE = 1792
 MAX_METADATA = 16 * 2**20
 MAX_CHUNK = 2**31 - 1
+MAX_NAME = 255
+"""Bytes of a model's name."""
+
 MAX_FRAMES = 2**16
 TILE_UNIT = 64
 """Tile sides are multiples of this many pixels: one hyperlatent position."""
@@ -47,7 +50,7 @@ class Header:
     """What ``Image.open`` needs to know, and what the decoder needs before the first symbol.
 
     ``tile`` is the side of the tiles in pixels, 0 if every frame is one tile; ``adaptive``: whether
-    tiles have levels of quality.
+    tiles have levels of quality.  ``model_name`` is there for people, in a chunk of its own after this one.
     """
 
     width: int
@@ -60,6 +63,7 @@ class Header:
     tile: int = 0
     frames: int = 1
     adaptive: bool = False
+    model_name: str = ""
 
     @property
     def has_alpha(self) -> bool:
@@ -177,6 +181,8 @@ def write(
 ) -> bytes:
     """A whole file; with several frames, ``animation`` tells how to show them."""
     parts = [SIGNATURE, bytes((VERSION,)), _chunk(HEAD, header.pack())]
+    if header.model_name:
+        parts.append(_chunk(MODEL, header.model_name.encode()[:MAX_NAME]))
     if animation is not None:
         parts.append(_chunk(ANIMATION, animation.pack()))
     for name, data in metadata.items():
@@ -218,7 +224,8 @@ class Reader:
         self.header = Header.unpack(self._payload(kind, length))
 
     def metadata(self) -> dict[str, bytes]:
-        """What there is of EXIF, ICC profile, XMP, comment and resolution, and ``animation``; no frames yet.
+        """What there is of EXIF, ICC profile, XMP, comment and resolution, ``animation`` and the header's
+        ``model_name``; no frames yet.
 
         Comes before :meth:`frames` and :meth:`frame`.
         """
@@ -234,6 +241,10 @@ class Reader:
                 return found
             if kind == ANIMATION and self.animation is None and length <= 5 * (self.header.frames + 1):
                 self.animation = Animation.unpack(self._payload(kind, length), self.header.frames)
+                continue
+            if kind == MODEL and length <= MAX_NAME:
+                name = self._payload(kind, length).decode(errors="replace")
+                self.header = replace(self.header, model_name="".join(c if c.isprintable() else "?" for c in name))
                 continue
             if kind not in names:
                 self._skip_unknown(kind, length)

@@ -51,13 +51,13 @@ class LicImageFile(ImageFile.ImageFile):
 
         assert self.fp is not None
         reader = container.Reader(self.fp, lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
-        header = reader.header
+        metadata, header = reader.metadata(), reader.header
         self._size = (header.width, header.height)
         self._mode = header.mode
         self.n_frames = header.frames
         self.is_animated = header.frames > 1
         self.info.update(info_of(header))
-        self.info.update(shown_metadata(reader.metadata()))
+        self.info.update(shown_metadata(metadata))
         self._reader: container.Reader | None = reader
         self._lock = threading.Lock()
         self._frame, self._loaded = 0, -1
@@ -230,7 +230,7 @@ def info_of(header: container.Header) -> dict[str, Any]:
         "context": header.context,
         "quantizer": header.quantizer,
         "model": header.model_id.hex(),
-    }
+    } | ({"model_name": header.model_name} if header.model_name else {})
 
 
 def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool = False) -> None:

@@ -20,7 +20,7 @@ from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
 from pillow_lic.models.compressai.exact import LIMIT, MEAN_BITS, SCALE_BITS, Form, Linear, Wavefront
 from pillow_lic.models.compressai.family import Family, FamilyModel
-from pillow_lic.models.compressai.importing import import_checkpoints, learned_tables, qualities_of
+from pillow_lic.models.compressai.importing import import_checkpoints, learned_tables
 from pillow_lic.models.compressai.networks import ARCHITECTURES, Network
 from pillow_lic.models.loading import load_model, model_by_identity
 from pillow_lic.pixels import tiles_of
@@ -317,92 +317,6 @@ def test_learned_tables_are_the_density() -> None:
     reach = lengths[0] // 2 - 1
     values = density.medians[:, None] + torch.arange(-reach, reach + 1)
     assert np.allclose(first[:-1], density(values)[0].numpy(), atol=2e-6)
-
-
-# -- checkpoints that are refused -----------------------------------------------------------------
-
-
-def state_of(name: str) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(checkpoint(name), weights_only=True)["state_dict"]
-    return found
-
-
-def refused(tmp_path: Path, state: object, architecture: str, message: str) -> None:
-    path, target = tmp_path / "given.pth", tmp_path / "made.safetensors"
-    torch.save(state, path)
-    with pytest.raises(ValueError, match=message) as caught:
-        import_checkpoints([path], architecture, target)
-    assert str(path) in str(caught.value)
-    assert [p.name for p in tmp_path.iterdir()] == ["given.pth"]
-
-
-def test_another_architecture(tmp_path: Path) -> None:
-    refused(
-        tmp_path,
-        state_of("mbt2018-3"),
-        "mbt2018-mean",
-        "entropy_parameters.*not belong to it; it is one of mbt2018$",
-    )
-    refused(tmp_path, state_of("mbt2018-mean-2"), "mbt2018", r"context_prediction.weight is missing; .*mbt2018-mean")
-    refused(tmp_path, state_of("mbt2018-mean-2"), "bmshj2018-hyperprior", r"h_s.0.weight has the shape \(16, 24,")
-    refused(tmp_path, state_of("bmshj2018-factorized-3"), "cheng2020-anchor", "g_a.0.conv1.weight is missing")
-    with pytest.raises(ValueError, match="unknown architecture 'vtm'; known: bmshj2018-factorized, "):
-        import_checkpoints([checkpoint("mbt2018-3")], "vtm", tmp_path / "x.safetensors")
-
-
-def test_missing_and_extra_keys(tmp_path: Path) -> None:
-    state = state_of("mbt2018-mean-2")
-    refused(tmp_path, {k: v for k, v in state.items() if k != "h_a.2.bias"}, "mbt2018-mean", "h_a.2.bias is missing")
-    refused(tmp_path, state | {"h_a.6.bias": torch.zeros(3)}, "mbt2018-mean", "h_a.6.bias does not belong to it")
-    refused(tmp_path, {"epoch": 3}, "mbt2018-mean", "epoch is no tensor")
-    refused(tmp_path, [1, 2], "mbt2018-mean", "holds no state dictionary")
-
-
-def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
-    state = state_of("mbt2018-mean-2")
-    state["g_s.2.weight"][3, 1, 2, 2] = torch.nan
-    refused(tmp_path, state, "mbt2018-mean", "g_s.2.weight is not finite")
-
-
-class Runs:
-    def __reduce__(self) -> Any:
-        return (Path.touch, (Path("ran"),))
-
-
-def test_a_pickle_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    refused(tmp_path, {"state_dict": Runs()}, "mbt2018-mean", "more than tensors")
-    (tmp_path / "given.pth").write_bytes(b"no checkpoint at all")
-    with pytest.raises(ValueError, match=r"given\.pth"):
-        read_checkpoint(tmp_path / "given.pth", "mbt2018")
-    with pytest.raises(ValueError, match="there is no checkpoint nowhere"):
-        read_checkpoint(Path("nowhere"), "mbt2018")
-
-
-def test_qualities() -> None:
-    published = ["mbt2018-mean-1-e522738d.pth.tar", "mbt2018-mean-8-8089ae3e.pth.tar"]
-    assert list(qualities_of(published)) == [1, 8]
-    assert qualities_of(["a.pth"]) == {4.0: Path("a.pth")}
-    assert qualities_of(["3=a.pth", "2.5=b-7.pth"]) == {2.5: Path("b-7.pth"), 3.0: Path("a.pth")}
-    with pytest.raises(ValueError, match=r"x-3\.pth and 3=|x-3\.pth and y\.pth are both of quality 3"):
-        qualities_of(["x-3.pth", "3=y.pth"])
-    with pytest.raises(ValueError, match=r"quality of b\.pth cannot be told"):
-        qualities_of(["a-1.pth", "b.pth"])
-    with pytest.raises(ValueError, match="from 1 to 8, not 9"):
-        qualities_of(["9=a.pth"])
-
-
-def test_names_of_older_checkpoints(tmp_path: Path) -> None:
-    names = {"matrices.": "_matrix", "biases.": "_bias", "factors.": "_factor"}
-    state = {}
-    for key, value in state_of("mbt2018-mean-2").items():
-        for new, old in names.items():
-            key = key.replace(f"entropy_bottleneck.{new}", f"entropy_bottleneck.{old}")
-        state[f"module.{key}"] = value
-    torch.save(state, tmp_path / "old.pth")
-    old = read_checkpoint(tmp_path / "old.pth", "mbt2018-mean").state_dict()
-    new = read_checkpoint(checkpoint("mbt2018-mean-2"), "mbt2018-mean").state_dict()
-    assert all(torch.equal(old[k], new[k]) for k in new)
 
 
 def test_a_model_file_that_is_damaged(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command ``lic``: info, convert, transcode, bench, train.
+"""The command ``lic``: info, convert, transcode, bench, train, models.
 
 Each command is a module with ``add``, which adds it to the parser, and ``run``.  Results go to stdout,
 messages and progress to stderr.  Exit codes: 0 success, 1 failure, 2 usage.
@@ -13,7 +13,7 @@ import sys
 from PIL import Image
 
 import pillow_lic
-from pillow_lic.cli import autoload, bench, convert, info, train, transcode
+from pillow_lic.cli import autoload, bench, convert, info, models, train, transcode
 from pillow_lic.cli.common import UsageError
 
 __all__ = ["main"]
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lic", description="Learned image codec: .lic files.")
     parser.add_argument("--version", action="version", version=f"pillow-lic {pillow_lic.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (info, convert, transcode, bench, train, autoload):
+    for command in (info, convert, transcode, bench, train, models, autoload):
         command.add(commands)
     return parser

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
                 reader = container.Reader(fp)
             except SyntaxError:
                 raise OSError(f"{name} is not a LIC file") from None
-            header, metadata = reader.header, reader.metadata()
+            metadata, header = reader.metadata(), reader.header
             if args.verify:
                 reader.verify()
         size = os.path.getsize(name)
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
             "quality": f"{quality_of(header.quality_code):g}",
             "coding": f"context {header.context}, quantizer {header.quantizer}",
             "tiles": f"{header.tiles} of {header.tile} pixels" if header.tile else "1",
-            "model": header.model_id.hex(),
+            "model": f"{header.model_id.hex()} {header.model_name}".rstrip(),
             "metadata": ", ".join(f"{k} ({len(v)} bytes)" for k, v in metadata.items()) or "none",
         }
         print(name)

@@ -40,7 +40,7 @@ def decode(
     the data are damaged or their model is not installed.  Of a ``damaged`` frame what is certainly right is
     shown, and a warning tells how much is not.
     """
-    model, _ = model_by_identity(header.model_id).at_quality(header.quality_code)
+    model, _ = model_by_identity(header.model_id, header.model_name).at_quality(header.quality_code)
     left, top, right, bottom = box or (0, 0, header.width, header.height)
     on = choose_device(device, (right - left) * (bottom - top))
     tiles = tiles_of(header.width, header.height, header.tile)
@@ -75,7 +75,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     """
     reader = container.Reader(io.BytesIO(data))
     metadata, header = reader.metadata(), reader.header
-    family = model_by_identity(header.model_id)
+    family = model_by_identity(header.model_id, header.model_name)
     model, _ = family.at_quality(header.quality_code)
     contexts = contexts_to_try(family, context)
     on = choose_device(device, header.width * header.height)

@@ -22,7 +22,7 @@ from pillow_lic.container import MAX_QUALITY_CODE, Animation, Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.compressai.family import Family
-from pillow_lic.models.loading import AnyModel, Model, OneQuality, load_model
+from pillow_lic.models.loading import AnyModel, Model, OneQuality, is_shipped, load_model
 from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import (
@@ -73,7 +73,7 @@ def encode(
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     header = Header(
         width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, len(pictures),
-        adaptive=roi is not None or opts.adaptive,
+        adaptive=roi is not None or opts.adaptive, model_name="" if is_shipped(family.path) else family.path.stem,
     )  # fmt: skip
     if roi is not None and (roi.dtype != np.uint8 or roi.shape != (height, width)):
         raise ValueError(f"roi must be an 8-bit grey picture of {width}x{height} pixels")

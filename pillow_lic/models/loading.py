@@ -157,9 +157,17 @@ OneQuality = Model | FamilyModel
 def search_path() -> list[Path]:
     """Folders that hold models: PILLOW_LIC_MODELS, the user's data directory, the package's own."""
     given = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
+    return [*given, user_data_path("pillow-lic") / "models", *_own_folders()]
+
+
+def _own_folders() -> list[Path]:
     checkout = _PACKAGE.parent / "weights"
-    own = [_PACKAGE / "weights", *([checkout] if (_PACKAGE.parent / "pyproject.toml").is_file() else [])]
-    return [*given, user_data_path("pillow-lic") / "models", *own]
+    return [_PACKAGE / "weights", *([checkout] if (_PACKAGE.parent / "pyproject.toml").is_file() else [])]
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a model file comes with the package, so that everybody has it."""
+    return path.resolve().parent in _own_folders()
 
 
 def load_model(name: str) -> AnyModel:
@@ -176,23 +184,41 @@ def load_model(name: str) -> AnyModel:
         path = folder / f"{name}.safetensors"
         if os.sep not in name and path.is_file():
             return _load(path)
-    known = sorted({p.stem for p in _installed()})
+    known = sorted({p.stem for p in installed()})
     raise ValueError(f"no model {name!r} is installed; there are: {', '.join(known) or 'none'}")
 
 
-def model_by_identity(identity: bytes) -> AnyModel:
-    """The installed model that a file was written with; ``OSError`` if it is not installed."""
+def model_by_identity(identity: bytes, name: str = "") -> AnyModel:
+    """The installed model that a file was written with.
+
+    Raises ``OSError`` if it is not installed, which says where to put it, and its ``name`` if the file told it.
+    """
     with _lock:
         if identity in _loaded:
             return _loaded[identity]
-        for path in _installed():
+        # Large files are read whole to identify them: first those whose manifests say that they are it.
+        for path in sorted(installed(), key=lambda p: manifest_of(p).get("identity") != identity.hex()):
             if _identity_or_none(path) == identity:
                 return _load_to_decode(path)
+    others = [p for p in installed() if p.stem == name]
     raise OSError(
-        f"this LIC file was written with the model {identity.hex()}, which is not installed; "
+        f"this LIC file was written with the model {f'{name!r} ' if name else ''}{identity.hex()}, which is not "
+        f"installed{f' ({others[0]} is another one)' if others else ''}; "
         f"put its .safetensors file into {user_data_path('pillow-lic') / 'models'} "
         f"or a folder named in {SEARCH_PATH_VARIABLE}"
     )
+
+
+def verify(model: AnyModel) -> None:
+    """Read everything that a model file holds; ``ValueError`` for what is damaged or not exact."""
+    device = torch.device("cpu")
+    if isinstance(model, Family):
+        for stop in model.stops:
+            model.at_quality(stop.code)[0].verify()
+        return
+    model.analysis(device, torch.float32), model.synthesis(device, torch.float32), model.hyper_analysis(device)
+    for name in model.contexts:
+        model.context(name, device)
 
 
 def _identity_or_none(path: Path) -> bytes | None:
@@ -209,7 +235,16 @@ def _load_to_decode(path: Path) -> AnyModel:
         raise OSError(str(error)) from error
 
 
-def _installed() -> list[Path]:
+def manifest_of(path: Path) -> dict[str, Any]:
+    """What the manifest beside a model file says; nothing if there is none that can be read."""
+    with suppress(OSError, ValueError):
+        found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def installed() -> list[Path]:
+    """All model files in the search path, in its order."""
     return [p for folder in search_path() if folder.is_dir() for p in sorted(folder.glob("*.safetensors"))]
 
 
@@ -217,7 +252,8 @@ def _identity(path: Path) -> bytes:
     stat = path.stat()
     key = (path.resolve(), stat.st_size, stat.st_mtime_ns)
     if key not in _identities:
-        _identities[key] = hashlib.sha256(path.read_bytes()).digest()[:8]
+        with path.open("rb") as file:
+            _identities[key] = hashlib.file_digest(file, "sha256").digest()[:8]
     return _identities[key]
 
 

@@ -8,7 +8,8 @@ there is a context, around the mean that it says.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pillow_lic.entropy.coder import LIMIT as SYMBOL_LIMIT
@@ -123,7 +124,8 @@ class Family:
         number, stop = min(enumerate(self.stops), key=lambda item: (abs(item[1].code - code), item[0]))
         with _lock:
             if number not in self._made:
-                self._made[number] = FamilyModel(self, number, stop)
+                with _damage(self.path):
+                    self._made[number] = FamilyModel(self, number, stop)
             return self._made[number], stop.code
 
 
@@ -147,6 +149,16 @@ class FamilyModel:
         if len(self.learned) != (hyperlatents or stop.latents) or self.medians.shape != (len(self.learned),):
             raise ValueError(f"{self.path} is damaged: wrong number of learned tables")
         self._made: dict[tuple[Any, ...], Any] = {}
+
+    def verify(self) -> None:
+        """Read all parts; ``ValueError`` for what is damaged or not exact."""
+        device = torch.device("cpu")
+        for name in ("g_a", "g_s", "h_a")[: 3 if self.kind.hyperprior else 2]:
+            self._part(name, device)
+        if self.kind.hyperprior:
+            self._cached(("hyper", device), lambda: self._exact_hyper(device))
+        if self.kind.context:
+            self._cached(("context", device), lambda: self._context(device))
 
     # -- transforms ----------------------------------------------------------------------------
 
@@ -289,7 +301,10 @@ class FamilyModel:
             with torch.device("meta"):
                 whole = Network(self.family.architecture, self._network.channels, self._network.latents)
             part: nn.Sequential = getattr(whole, name)
-            part.load_state_dict(self._tensors(f"{name}."), assign=True)
+            try:
+                part.load_state_dict(self._tensors(f"{name}."), assign=True)
+            except RuntimeError as error:
+                raise ValueError(f"{self.path} is damaged: {error}") from None
             part.to(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return part.eval().requires_grad_(False)
 
@@ -308,8 +323,17 @@ class FamilyModel:
     def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
         with _lock:
             if key not in self._made:
-                self._made[key] = make()
+                with _damage(self.path):
+                    self._made[key] = make()
             return self._made[key]
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 _NOTHING = np.zeros((0, 0, 0), np.int16)

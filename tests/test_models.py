@@ -1,0 +1,134 @@
+"""The command ``lic models``, and files whose model is not installed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import coded
+from PIL import Image
+
+from pillow_lic import container
+from pillow_lic.cli import main
+from pillow_lic.models import loading
+
+CHECKPOINTS = Path(__file__).parent / "compressai"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one imported model, of two qualities."""
+    found = tmp_path_factory.mktemp("models")
+    given = [str(CHECKPOINTS / f"mbt2018-mean-{q}.pth.tar") for q in (2, 5)]
+    output = ["--architecture", "mbt2018-mean", "--output", str(found / "mean.safetensors")]
+    assert main(["models", "import", *given, *output]) == 0
+    return found
+
+
+@pytest.fixture
+def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(folder))
+
+
+def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "one.safetensors"
+    given = ["models", "import", f"6.5={CHECKPOINTS / 'mbt2018-3.pth.tar'}", "--architecture", "mbt2018"]
+    assert main([*given, "--output", str(target), "--images", str(CHECKPOINTS.parent / "images")]) == 0
+    out = capsys.readouterr().out
+    assert "quality 6.5: mbt2018-3.pth.tar, 16 channels, 24 latents, exactness costs +0." in out
+    manifest = json.loads(target.with_suffix(".json").read_text())
+    assert manifest["identity"] == loading.load_model(str(target)).identity.hex()
+    assert (manifest["name"], manifest["architecture"], manifest["calibration"]) == ("one", "mbt2018", "images")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "one.safetensors"]
+
+
+def test_imports_that_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    two, three = (str(CHECKPOINTS / f"mbt2018-{n}.pth.tar") for n in ("mean-2", "3"))
+    output = ["--output", str(tmp_path / "x.safetensors")]
+    assert main(["models", "import", two, "--architecture", "mbt2018", *output]) == 1
+    assert f"{two} is no checkpoint of mbt2018: the key context_prediction.weight" in capsys.readouterr().err
+    assert main(["models", "import", two, f"2={three}", "--architecture", "mbt2018", *output]) == 2
+    assert f"{two} and {three} are both of quality 2" in capsys.readouterr().err
+    assert main(["models", "import", two, "--architecture", "vtm", *output]) == 2
+    assert main(["models", "import", two, "--architecture", "mbt2018-mean", "--output", "x.pth"]) == 2
+    assert main(["models", "import", two, "--architecture", "mbt2018-mean", *output, "--images", str(tmp_path)]) == 1
+    assert "there are no images in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("_installed")
+def test_list_and_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = loading.load_model("mean").identity.hex()
+    assert main(["models", "list"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert identity in rows["mean"]
+    assert "mbt2018-mean" in rows["mean"]
+    assert str(folder) in rows["mean"]
+    assert "native" in rows["mse"]
+    assert main(["models", "show", "mean"]) == 0
+    out = capsys.readouterr().out
+    for part in (identity, "mbt2018-mean", "qualities     2, 5", "16 (24 latents), 20 (32 latents)", "exactness costs"):
+        assert part in out
+    assert main(["models", "show", "mse"]) == 0
+    assert "continuous" in capsys.readouterr().out
+    assert main(["models", "show", "nothing"]) == 1
+    assert "no model 'nothing' is installed; there are: mean, ms-ssim, mse" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_installed")
+def test_verify(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "verify"]) == 0
+    out = capsys.readouterr().out
+    assert f"{folder / 'mean.safetensors'}: " in out
+    assert out.count("as its manifest says, exact") == 3
+    data = bytearray((folder / "mean.safetensors").read_bytes())
+    data[-9] ^= 1
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(data)
+    broken.with_suffix(".json").write_text((folder / "mean.json").read_text())
+    assert main(["models", "verify", str(broken)]) == 1
+    assert "is not the file of its manifest" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_installed")
+def test_a_file_says_which_model_is_missing(
+    folder: Path,
+    small: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = coded(small, model="mean")
+    identity = loading.load_model("mean").identity.hex()
+    (tmp_path / "x.lic").write_bytes(data)
+    assert main(["info", str(tmp_path / "x.lic")]) == 0
+    assert f"{identity} mean" in capsys.readouterr().out
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
+    monkeypatch.setattr(loading, "_loaded", {})
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.info["model"], image.info["model_name"]) == (identity, "mean")
+        with pytest.raises(OSError, match=rf"model 'mean' {identity}, which is not installed; put its .safetensors"):
+            image.load()
+    (tmp_path / "mean.safetensors").write_bytes((folder / "mean.safetensors").read_bytes() + b" ")
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(OSError, match=r"mean.safetensors is another one\)"):
+        image.load()
+
+
+def test_files_of_shipped_models_need_no_name(photo: Image.Image) -> None:
+    data = coded(photo)
+    assert b"modl" not in data
+    with Image.open(io.BytesIO(data)) as image:
+        assert "model_name" not in image.info
+
+
+def test_a_name_is_only_shown() -> None:
+    header = container.Header(16, 16, "RGB", bytes(8), 0, model_name="a\nb\x1b[2J" + "ü" * 200)
+    data = container.write(header, {}, [container.Frame([bytes(4)])])
+    reader = container.Reader(io.BytesIO(data))
+    reader.metadata()
+    assert reader.header.model_name.startswith("a?b?[2Jü")
+    assert reader.header.model_name.isprintable()
+    assert np.frombuffer(data, np.uint8).size < 330

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pillow_lic.pixels import Pixels
 
@@ -41,9 +42,9 @@ def unpack(data: bytes, width: int, height: int) -> Pixels:
     try:
         with Image.open(BytesIO(data[1:]), formats=["PNG"]) as image:
             if image.size != (width, height) or image.mode not in ("1", "L"):
-                raise OSError("damaged LIC file: transparency of another size")
+                raise OSError(f"another size or mode: {image.width}x{image.height}, {image.mode}")
             return np.asarray(image.convert("L"))
-    except (SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise OSError(f"damaged LIC file: transparency does not decode ({error})") from error
 
 

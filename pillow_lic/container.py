@@ -40,6 +40,10 @@ MAX_TILE = 2048
 MAX_TILE_POSITIONS = (MAX_TILE // 16) ** 2
 """Latent positions of a tile: what a decoder works on at once, about 300 MB."""
 
+MAX_POSITION_BYTES = 8192
+"""Coded data of a latent position, above what any model can need: 768 latents of 43 bits and 512 hyperlatents."""
+
+_SPARE = 2**16
 _TILED, _MANY = 64, 128
 _ADAPTIVE = 128
 _PIECE = 2**20
@@ -76,6 +80,12 @@ class Header:
         if not self.tile:
             return 1
         return -(-self.width // self.tile) * -(-self.height // self.tile)
+
+    @property
+    def max_length(self) -> dict[bytes, int]:
+        """How long the chunks of a frame may be, by type: in proportion to the picture."""
+        positions = -(-self.width // 16) * -(-self.height // 16)
+        return {FRAME: MAX_POSITION_BYTES * positions + _SPARE, ALPHA: 2 * self.width * self.height + _SPARE}
 
     def pack(self) -> bytes:
         """The payload of the HEAD chunk."""
@@ -279,6 +289,10 @@ class Reader:
         alpha = None
         while True:
             kind, length = self._next()
+            if length > self.header.max_length.get(kind, MAX_CHUNK):
+                raise OSError(
+                    f"damaged LIC file: a {kind.decode()} chunk of {length} bytes is too long for the picture"
+                )
             if passing and kind in (ALPHA, FRAME):
                 self._fp.seek(length + 4, 1)
                 if kind == FRAME:
@@ -333,7 +347,13 @@ class Reader:
     def _skip_unknown(self, kind: bytes, length: int) -> None:
         if kind[:1].isupper():
             raise OSError(f"this LIC file has a {kind.decode()} chunk, which needs a newer pillow-lic")
-        self._payload(kind, length)
+        checksum = zlib.crc32(kind)
+        while length:  # in pieces: nobody needs to hold it
+            piece = _exactly(self._fp, min(length, _PIECE))
+            checksum = zlib.crc32(piece, checksum)
+            length -= len(piece)
+        if _exactly(self._fp, 4) != struct.pack("<I", checksum):
+            raise OSError(f"damaged LIC file: wrong checksum of the {kind.decode()} chunk")
 
 
 def write_varint(value: int) -> bytes:

@@ -126,7 +126,7 @@ def decode_symbols(model: OneQuality, header: Header, tile: Tile, data: bytes, d
     if header.context == "none" and found.lattice is None:
         y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
     else:
-        network = _context_to_decode(model, header.context, device)
+        network = _context_to_decode(model, header.context, found.lattice, device)
         y = network.decode(coder, given(model, found, header.quality_code))
     return _checked(replace(found, y=y), data)
 
@@ -170,9 +170,11 @@ def given(model: Model, tile: CodedTile, quality_code: int) -> Given:
     return Given(tile.priors.index, tile.priors.hidden, quality_code, model.tables.skip, tile.lattice)
 
 
-def _context_to_decode(model: Model, name: str, device: torch.device) -> ExactContext:
+def _context_to_decode(model: Model, name: str, lattice: Cosets | None, device: torch.device) -> ExactContext:
     try:
-        return model.context(name, device)
+        network = model.context(name, device)
+        network.tables_for(lattice)
+        return network
     except ValueError as error:
         raise OSError(str(error)) from error
 

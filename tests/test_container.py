@@ -104,6 +104,10 @@ def test_unknown_chunks_are_skipped_if_their_name_begins_lower_case() -> None:
     start = data.index(b"FRAM")
     extra = container._chunk(b"newx", b"whatever")
     assert read(data[:start] + extra + data[start:])[2] == [Frame([b"abcd"])]
+    wrong = bytearray(extra)
+    wrong[-1] ^= 1
+    with pytest.raises(OSError, match="wrong checksum of the newx chunk"):
+        read(data[:start] + bytes(wrong) + data[start:])
     critical = container._chunk(b"Newx", b"whatever")
     with pytest.raises(OSError, match="needs a newer pillow-lic"):
         read(data[:start] + critical + data[start:])
@@ -113,7 +117,13 @@ def test_a_false_length_allocates_nothing() -> None:
     data = container.write(HEADER, {}, [Frame([b"abcd"])])
     start = data.index(b"FRAM")
     with pytest.raises(OSError, match="truncated"):
-        read(data[:start] + b"FRAM" + container.write_varint(2**31 - 1) + b"abc")
+        read(data[:start] + b"FRAM" + container.write_varint(HEADER.max_length[b"FRAM"]) + b"abc")
+    with pytest.raises(OSError, match="too long for the picture"):
+        read(data[:start] + b"FRAM" + container.write_varint(HEADER.max_length[b"FRAM"] + 1) + b"abc")
+    with pytest.raises(OSError, match="too long for the picture"):
+        read(data[:start] + b"ALPH" + container.write_varint(HEADER.max_length[b"ALPH"] + 1) + b"abc")
+    with pytest.raises(OSError, match="truncated"):
+        read(data[:start] + b"junk" + container.write_varint(2**31 - 1) + b"abc")
     with pytest.raises(OSError, match="too large"):
         read(data[:start] + b"FRAM" + container.write_varint(2**34))
 

@@ -57,6 +57,11 @@ class ExactContext:
             if view.spatial
         }
 
+    def check(self, hyper_channels: int) -> None:
+        """``ValueError`` if the networks do not fit each other, or h_s's last hidden layer."""
+        for unit in self.networks.values():
+            unit.check(hyper_channels)
+
     @staticmethod
     def _load_tables(tensors: Mapping[str, Tensor], name: str, wanted: int) -> Tables | None:
         if f"{name}.lengths" not in tensors:

@@ -28,6 +28,9 @@ MEAN_LIMIT = 2**20
 GAIN_BITS = 10
 """Fraction bits of z's inverse gains."""
 
+LIMIT_OF_Z = 2**31 - 1
+"""Of the numbers of z's prior: products with symbols fit 64 bits."""
+
 QUALITY_ONE = 256
 """Quality codes for one quality step."""
 
@@ -72,7 +75,7 @@ class ExactLayer:
     def bound(self) -> float:
         """Largest magnitude any partial sum can take, for the largest activations."""
         sums = self.weight.abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
-        return float((sums + np.abs(self.bias).max(axis=0) + 2.0**self.shift).max())
+        return float((sums + np.abs(self.bias.astype(np.float64)).max(axis=0) + 2.0**self.shift).max())
 
     def to(self, device: torch.device) -> ExactLayer:
         """The same layer with its weights on a device."""
@@ -108,6 +111,9 @@ class ExactHyperSynthesis:
         self.z_inverse_gain, self.z_mean, self.z_index = (
             tensors[name].to(torch.int64).numpy() for name in ("z_inverse_gain", "z_mean", "z_index")
         )
+        for table in (self.z_inverse_gain, self.z_mean, self.z_index):
+            if table.size and not -LIMIT_OF_Z <= int(table.min()) <= int(table.max()) <= LIMIT_OF_Z:
+                raise ValueError("the model's prior of z is out of range")
         self.scales = scales
 
     def to(self, device: torch.device) -> ExactHyperSynthesis:

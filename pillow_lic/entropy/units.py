@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pillow_lic.entropy.layers import IntegerLayer
 from pillow_lic.models.context.schedule import TAPS, Unit, View
+from pillow_lic.models.transforms import QUALITIES
 
 FRACTION = 5
 """Fraction bits of everything that enters a product."""
@@ -82,9 +83,11 @@ def load_layer(tensors: Mapping[str, Tensor], name: str, device: torch.device) -
     shifts = shift.to(torch.int64).numpy()
     if shifts.min() < 0 or shifts.max() > 23 or int(weight.to(torch.int32).abs().max()) > WEIGHT_LIMIT:
         raise ValueError(f"the model's layer {name} is out of range")
+    if weight.dim() != 2 or bias.shape != (QUALITIES, *shift.shape) or shift.shape != weight.shape[:1]:
+        raise ValueError(f"the model's layer {name} has the wrong shape")
     starts = bias.to(torch.int64).numpy() + ((1 << shifts) >> 1)
     sums = weight.to(torch.int32).abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
-    if float((sums + np.abs(starts).max(axis=0)).max()) >= EXACT:
+    if float((sums + np.abs(starts.astype(np.float64)).max(axis=0)).max()) >= EXACT:
         raise ValueError(f"the model's layer {name} is not exact in float32")
     return IntegerLayer(weight.to(device), starts, shifts, ACTIVATION_LIMIT, torch.float32)
 
@@ -95,6 +98,7 @@ class ExactUnit:
     def __init__(self, tensors: Mapping[str, Tensor], name: str, unit: Unit, view: View, device: torch.device) -> None:
         self.unit, self.view = unit, view
         self.layers = {n: load_layer(tensors, f"{name}.{n}", device) for n in LAYERS}
+        self._shapes = {n: tuple(tensors[f"{name}.{n}.weight"].shape) for n in LAYERS}
         windows = [self._window(tensors, f"{name}.{n}") for n in ("value_window", "size_window")]
         bits = int(tensors[f"{name}.window_bits"])
         if not SHIFT_BITS <= bits + FRACTION <= 23:
@@ -102,6 +106,16 @@ class ExactUnit:
         # In fraction bits of activations, as exact as the integers.
         self.windows = torch.stack(windows).to(device) * 2.0**-bits
         self.taps = torch.tensor(sorted({t for taps in view.taps for t in taps}), device=device)
+
+    def check(self, hyper_channels: int) -> None:
+        """``ValueError`` if a layer has another shape than its neighbours ask for."""
+        width, inner = self._shapes["enter"][0], self._shapes["reduce"][0]
+        inputs = hyper_channels + 2 * self.view.spatial + 2 * self.view.centre
+        outputs = 2 * (self.unit.last - self.unit.first)
+        wanted = ((width, inputs), (inner, width), (width, inner), (outputs, width))
+        for name, shape in zip(LAYERS, wanted, strict=True):
+            if self._shapes[name] != shape:
+                raise ValueError(f"the model's layer {name} has the shape {self._shapes[name]}, not {shape}")
 
     def _window(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
         """(spatial, 25) integers, zero where the window shows nothing yet."""

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.compressai.family import Family, FamilyModel
 from pillow_lic.models.context.schedule import units_of
-from pillow_lic.models.hyperprior import HyperAnalysis
+from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
 from pillow_lic.models.transforms import (
     QUALITIES,
     Analysis,
@@ -37,11 +38,17 @@ from pillow_lic.models.transforms import (
 )
 
 FORMAT = 1
+_STUMBLES = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+_INTEGERS = ("exact.", "tables.")
 SEARCH_PATH_VARIABLE = "PILLOW_LIC_MODELS"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _lock = threading.RLock()
 _loaded: dict[bytes, AnyModel] = {}
 _identities: dict[tuple[Path, int, int], bytes] = {}
+
+
+class ModelError(OSError, ValueError):
+    """A model's file is damaged or no model: an option's value was wrong, or a picture cannot be decoded."""
 
 
 @dataclass
@@ -107,8 +114,12 @@ class Model:
             with safe_open(self.path, framework="pt") as file:
                 names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
                 part = {n.removeprefix(prefix): file.get_tensor(n) for n in names}
+            if any(tensor.is_floating_point() for tensor in part.values()):
+                raise ValueError(f"the context {name!r} does not consist of integers")
             units = units_of(name, self.arch.latents, self.contexts.get(name, ()))
-            return ExactContext(units, part, len(self.tables), device)
+            made = ExactContext(units, part, len(self.tables), device)
+            made.check(self.arch.hyper_channels)
+            return made
 
         return self._cached(("context", name, device), make)  # type: ignore[no-any-return]
 
@@ -143,7 +154,8 @@ class Model:
     def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
         with _lock:
             if key not in self._made:
-                self._made[key] = make()
+                with _reading(self.path):
+                    self._made[key] = make()
             return self._made[key]
 
 
@@ -199,7 +211,7 @@ def model_by_identity(identity: bytes, name: str = "") -> AnyModel:
         # Large files are read whole to identify them: first those whose manifests say that they are it.
         for path in sorted(installed(), key=lambda p: manifest_of(p).get("identity") != identity.hex()):
             if _identity_or_none(path) == identity:
-                return _load_to_decode(path)
+                return _load(path)
     others = [p for p in installed() if p.stem == name]
     raise OSError(
         f"this LIC file was written with the model {f'{name!r} ' if name else ''}{identity.hex()}, which is not "
@@ -228,13 +240,6 @@ def _identity_or_none(path: Path) -> bytes | None:
     return None
 
 
-def _load_to_decode(path: Path) -> AnyModel:
-    try:
-        return _load(path)
-    except ValueError as error:
-        raise OSError(str(error)) from error
-
-
 def manifest_of(path: Path) -> dict[str, Any]:
     """What the manifest beside a model file says; nothing if there is none that can be read."""
     with suppress(OSError, ValueError):
@@ -258,15 +263,35 @@ def _identity(path: Path) -> bytes:
 
 
 def _load(path: Path) -> AnyModel:
-    """Read a model file; ``ValueError`` if it is none or is not exact."""
+    """Read a model file; :class:`ModelError` if it is none or is not exact."""
     with _lock:
         identity = _identity(path)
         if identity not in _loaded:
-            try:
+            with _reading(path):
                 _loaded[identity] = _read(path, identity)
-            except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
-                raise ValueError(f"{path} is not a pillow-lic model: {error}") from error
         return _loaded[identity]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a model's file is a :class:`ModelError`."""
+    try:
+        yield
+    except (ModelError, torch.cuda.OutOfMemoryError):
+        raise
+    except _STUMBLES as error:
+        raise ModelError(f"{path} is damaged or not a pillow-lic model: {error}") from error
+
+
+def _check_shapes(exact: Mapping[str, Tensor], arch: Architecture) -> None:
+    """The integer layers are those of the float ones: as many inputs, outputs, taps, and biases by quality."""
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in HyperSynthesis(arch).state_dict().items()}
+    wanted |= {n.replace(".weight", ".shift"): shape[:1] for n, shape in wanted.items() if n.endswith(".weight")}
+    wanted |= dict.fromkeys(("z_inverse_gain", "z_mean", "z_index"), torch.Size((QUALITIES, arch.hyperlatents)))
+    for name, shape in wanted.items():
+        if exact[name].shape != shape:
+            raise ValueError(f"exact.{name} has the shape {tuple(exact[name].shape)}, not {tuple(shape)}")
 
 
 @torch.inference_mode(False)
@@ -281,8 +306,8 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} is not a model of this version (format {about.get('format')}, not {FORMAT})")
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{path} is damaged: {name} is not finite")
+        if tensor.is_floating_point() and (name.startswith(_INTEGERS) or not bool(torch.isfinite(tensor).all())):
+            raise ValueError(f"{path} is damaged: {name} is not finite, or not of integers")
     arch = Architecture(**about["architecture"])
     part = {k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")}
     for name in ("log_gain", "log_inverse_gain"):
@@ -295,6 +320,7 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     )
     kept = {k: v for k, v in tensors.items() if not k.startswith(("exact.", "tables."))}
     contexts = {name: tuple(shape["slices"]) for name, shape in about.get("contexts", {}).items()}
+    _check_shapes(part, arch)
     exact = ExactHyperSynthesis(part, len(tables))
     lattice = about.get("lattice")
     if lattice is not None and not 0 <= lattice < len(tables):

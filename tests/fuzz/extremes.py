@@ -1,0 +1,74 @@
+"""Files whose symbols no picture has, coded as an encoder would: every checksum is right, down to the symbols'."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fuzz.seeds import MODEL
+from pillow_lic import container
+from pillow_lic.container import CONTEXTS, MODES, QUANTIZERS, Animation, Frame, Header
+from pillow_lic.entropy.coder import LIMIT
+from pillow_lic.models.hyperprior import HYPER_STRIDE
+from pillow_lic.models.loading import Model, load_model
+from pillow_lic.pixels import Tile, tiles_of
+from pillow_lic.quantizers import adaptive, e8
+from pillow_lic.symbols import CodedTile, _lattice, _spread, pack, priors_of
+
+CPU = torch.device("cpu")
+
+
+def extreme_file(rng: Random) -> bytes:
+    """A whole file, right in every respect but its content.  Raises ``ValueError`` for symbols that cannot be coded."""
+    model = load_model(MODEL)
+    frames = rng.choice((1, 1, 1, 2))
+    header = Header(
+        rng.randrange(1, 100), rng.randrange(1, 70), rng.choice(MODES), model.identity, rng.randrange(1793),
+        rng.choice(CONTEXTS), rng.choice(QUANTIZERS), rng.choice((0, 64)), frames, rng.random() < 0.3,
+    )  # fmt: skip
+    places = list(tiles_of(header.width, header.height, header.tile))
+    alpha = bytes((0, rng.getrandbits(8))) if header.has_alpha else None
+    made = []
+    for _ in range(frames):
+        tiles = [extreme_tile(model, header, place, rng) for place in places]
+        made.append(Frame([pack(model, tile, header.context, header.quality_code) for tile in tiles], alpha))
+    return container.write(header, {}, made, Animation(0, (1,) * frames) if frames > 1 else None)
+
+
+def extreme_tile(model: Model, header: Header, place: Tile, rng: Random) -> CodedTile:
+    """Any symbols that the format can hold."""
+    h, w = place.bottom - place.top, place.right - place.left
+    z_shape = (model.arch.hyperlatents, -(-h // HYPER_STRIDE), -(-w // HYPER_STRIDE))
+    z_index = _spread(model.exact.z_prior(header.quality_code)[2], z_shape)
+    z = np.where(z_index < model.tables.skip, 0, _symbols(z_shape, rng)).astype(np.int16)
+    levels = None
+    if header.adaptive:
+        levels = _any(rng, -adaptive.LIMIT, adaptive.LIMIT, z_shape[1:]).astype(np.int8)
+    priors = priors_of(model, z, header.quality_code, (h, w), CPU).adapted(levels, len(model.tables))
+    index = priors.index.numpy()
+    y = np.where(index < model.tables.skip, 0, _symbols(index.shape, rng)).astype(np.int16)
+    tile = CodedTile(z, z_index, y, priors, levels=levels)
+    if header.quantizer == "scalar":
+        return tile
+    lattice = _lattice(model, header.quantizer, priors)
+    if isinstance(lattice, e8.Lattice):
+        groups = y.ravel()[lattice.members]
+        groups[:, -1] ^= (groups.sum(axis=1) & 1).astype(np.int16)  # a point's sum is even
+        y.put(lattice.members, groups)
+    coset = _any(rng, 0, 1, lattice.coset.shape).astype(np.uint8)
+    return replace(tile, lattice=replace(lattice, coset=coset))
+
+
+def _symbols(shape: tuple[int, ...], rng: Random) -> NDArray[np.int64]:
+    """Zeros, small ones, large ones, and a few of the largest."""
+    most = rng.choice((0, 1, 3, 50, 3000, LIMIT - 2**10))
+    found = _any(rng, -most, most, shape)
+    return np.where(_any(rng, 0, 9, shape) < rng.choice((0, 1, 9)), found // 50, found)
+
+
+def _any(rng: Random, low: int, high: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    return np.random.default_rng(rng.getrandbits(32)).integers(low, high, shape, endpoint=True)

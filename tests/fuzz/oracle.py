@@ -1,0 +1,129 @@
+"""What must hold for any bytes whatsoever: a documented error or a picture, soon, in bounded memory."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pillow_lic import container
+from pillow_lic.models import loading
+from pillow_lic.models.loading import ModelError
+
+PIXELS = 2**17
+"""What fuzzing sets ``Image.MAX_IMAGE_PIXELS`` to; Pillow refuses twice as many."""
+
+SECONDS = 10.0
+"""No case may take longer; most take a millisecond."""
+
+GROWTH = 200 * 2**20
+"""Bytes by which the process's peak may grow over all cases: docs/security.md's line at 2 * PIXELS."""
+
+
+class BrokenPromiseError(AssertionError):
+    """A case broke a promise."""
+
+
+class Oracle:
+    """Attempts cases and counts outcomes; raises :class:`BrokenPromiseError` with the reason."""
+
+    def __init__(self) -> None:
+        Image.MAX_IMAGE_PIXELS = PIXELS
+        self.outcomes: dict[str, int] = {}
+        self.slowest = 0.0
+        self.last: object = b""
+        self._peak: int | None = None
+
+    def read(self, data: bytes) -> str:
+        """Walk the container without decoding: what ``Image.open`` and ``verify`` do, and a lenient reader."""
+        return self._watched(self._read, data)
+
+    def load(self, data: bytes, expected: Sequence[np.ndarray] | None = None) -> str:
+        """Open and decode every frame; ``expected``: the only pictures that they may be."""
+        return self._watched(self._load, data, expected)
+
+    def model(self, data: bytes) -> str:
+        """Load a model file, and if it is taken, code a picture with it and decode that."""
+        return self._watched(self._model, data)
+
+    def grown(self) -> int:
+        """Bytes by which the peak of the process's memory has grown since the first case."""
+        return _peak() - (self._peak or 0)
+
+    def _watched(self, attempt: object, *args: object) -> str:
+        self.last, start = args[0], time.perf_counter()
+        try:
+            outcome = str(attempt(*args))  # type: ignore[operator]
+        except UnidentifiedImageError:
+            outcome = "not ours"
+        except Image.DecompressionBombError:
+            outcome = "too many pixels"
+        except OSError as error:
+            if "LIC" not in str(error) and not isinstance(error, ModelError):
+                raise BrokenPromiseError(f"an error that does not say of what: {error!r}") from error
+            outcome = "refused"
+        except Exception as error:
+            raise BrokenPromiseError(f"undocumented {error!r}") from error
+        took = time.perf_counter() - start
+        self.slowest = max(self.slowest, took)
+        if took > SECONDS:
+            raise BrokenPromiseError(f"took {took:.1f} s")
+        # What the first cases make (networks, tables) stays; what any case needs beyond that is bounded.
+        if sum(self.outcomes.values()) == 200:
+            self._peak = _peak()
+        if self._peak is not None and self.grown() > GROWTH:
+            raise BrokenPromiseError(f"the process grew by {self.grown() >> 20} MB")
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+        return outcome
+
+    def _read(self, data: bytes) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(data), formats=["LIC"]) as image:
+                lenient = container.Reader(BytesIO(data), lenient=True)
+                lenient.metadata()
+                for _ in range(min(image.n_frames, 4)):
+                    lenient.frame(_)
+                image.verify()
+        return "read"
+
+    def _load(self, data: bytes, expected: Sequence[np.ndarray] | None) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(data), formats=["LIC"]) as image:
+                for frame in range(min(image.n_frames, 4)):
+                    image.seek(frame)
+                    image.load()
+                    if expected is not None and not np.array_equal(np.asarray(image), expected[frame]):
+                        raise BrokenPromiseError("a wrong picture without a word")
+        return "picture"
+
+    def _model(self, data: bytes) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "m.safetensors"
+            path.write_bytes(data)
+            known = loading.load_model(str(path)).contexts
+            for context in {"none", "staircase"} & {"none", *known}:
+                out = BytesIO()
+                try:
+                    Image.effect_noise((40, 30), 60).save(out, "LIC", model=path, context=context, quality=5)
+                except ValueError as error:
+                    if not str(error).startswith("the model has no"):
+                        raise
+                    continue
+                with Image.open(out) as image:
+                    image.load()
+            loading._loaded.clear()
+            loading._identities.clear()
+        return "taken"
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

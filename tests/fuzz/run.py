@@ -1,0 +1,150 @@
+"""A run of many hostile files, the same for the same seed.
+
+    python -m fuzz.run --layer container --cases 1000000 --seed 1          (in tests/)
+
+Layers: ``container`` walks chunks and opens; ``payload`` decodes files whose entropy-coded tiles were changed;
+``file`` decodes files with anything changed; ``png`` transparency; ``symbols`` symbols that no picture has;
+``model`` hostile .safetensors files.  Prints one line of JSON.  A broken promise ends the run with the case on
+disk.  ``--coverage`` adds which lines of the decoder ran (slower).
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image
+
+from fuzz import cases, seeds
+from fuzz.oracle import Oracle
+
+LAYERS = ("container", "payload", "file", "png", "symbols", "model")
+
+DECODER = (
+    "container.py", "signature.py", "alpha.py", "symbols.py", "codec/decoding.py", "codec/salvage.py",
+    "entropy/coder.py", "entropy/exact.py", "entropy/units.py", "entropy/context.py", "entropy/tables.py",
+    "quantizers/adaptive.py", "quantizers/e8.py", "models/loading.py",
+)  # fmt: skip
+"""The modules that read what a stranger has written."""
+
+
+def attempts(layer: str, oracle: Oracle, rng: Random) -> Callable[[], object]:
+    """What makes and tries the next case of a layer."""
+    right = list(seeds.seeds().values())
+    identity = cases.Header.unpack(cases.parse(right[0])[0].payload).model_id
+    expected: dict[bytes, list[np.ndarray]] = {}
+
+    def container_case() -> None:
+        data = cases.mutated(rng.choice(right), rng) if rng.random() < 0.6 else cases.from_nothing(rng, identity)
+        oracle.read(data)
+
+    def payload_case() -> None:
+        source = rng.choice(right)
+        if source not in expected:
+            expected[source] = frames_of(source)
+        data = cases.with_other_tile(source, rng)
+        oracle.load(data, expected[source])
+
+    def file_case() -> None:
+        oracle.load(cases.mutated(rng.choice(right), rng))
+
+    def png_case() -> None:
+        from fuzz.pictures import with_other_transparency
+
+        oracle.load(with_other_transparency(seeds.seeds()["alpha"], (33, 25), rng))
+
+    def symbols_case() -> None:
+        from fuzz.extremes import extreme_file
+
+        if oracle.load(extreme_file(rng)) != "picture":
+            raise AssertionError("a right file was refused")
+
+    def model_case() -> None:
+        from fuzz.models import hostile_model
+
+        oracle.model(hostile_model(rng))
+
+    made = (container_case, payload_case, file_case, png_case, symbols_case, model_case)
+    return dict(zip(LAYERS, made, strict=True))[layer]
+
+
+def frames_of(data: bytes) -> list[np.ndarray]:
+    """Every frame of a right file."""
+    from io import BytesIO
+
+    with Image.open(BytesIO(data)) as image:
+        shown = []
+        for n in range(image.n_frames):
+            image.seek(n)
+            shown.append(np.asarray(image))
+        return shown
+
+
+def run(layer: str, count: int, seed: int, minutes: float | None = None) -> dict[str, object]:
+    """Attempt so many cases, or for so many minutes; what came of them."""
+    oracle, rng = Oracle(), Random(seed)
+    attempt = attempts(layer, oracle, rng)
+    start = time.monotonic()
+    done = 0
+    while done < count and (minutes is None or time.monotonic() - start < 60 * minutes):
+        if done % 100 == 0:
+            faulthandler.dump_traceback_later(120, exit=True)
+        try:
+            attempt()
+        except AssertionError:
+            Path(f"broken-{layer}-{seed}-{done}").write_bytes(oracle.last)
+            raise
+        done += 1
+    faulthandler.cancel_dump_traceback_later()
+    took = time.monotonic() - start
+    return {
+        "layer": layer,
+        "seed": seed,
+        "cases": done,
+        "seconds": round(took, 1),
+        "outcomes": dict(sorted(oracle.outcomes.items())),
+        "slowest_ms": round(1000 * oracle.slowest, 1),
+        "grown_mb": oracle.grown() >> 20,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layer", choices=LAYERS, default="container")
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, help="stop then, however many cases were tried")
+    parser.add_argument("--coverage", metavar="FILE", help="add to this coverage data file")
+    args = parser.parse_args(argv)
+    seeds.use_golden_models()
+    import torch
+
+    torch.set_num_threads(1)
+    if args.coverage is None:
+        print(json.dumps(run(args.layer, args.cases, args.seed, args.minutes)))
+        return 0
+    import coverage
+
+    package = Path(__file__).resolve().parents[2] / "pillow_lic"
+    tracer = coverage.Coverage(data_file=args.coverage, include=[str(package / name) for name in DECODER])
+    if Path(args.coverage).exists():
+        tracer.load()
+    tracer.start()
+    result = run(args.layer, args.cases, args.seed, args.minutes)
+    tracer.stop()
+    tracer.save()
+    print(json.dumps(result))
+    tracer.report(file=sys.stderr, show_missing=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,7 +23,7 @@ METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm", "comment": 
 
 MODES = ("L", "RGB", "LA", "RGBA")
 CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase")
-QUANTIZERS = ("scalar", "e8", "diamond")
+QUANTIZERS = ("scalar", "e8", "diamond", "bw16")
 
 MAX_SIDE = 2**24
 MAX_QUALITY_CODE = 1792

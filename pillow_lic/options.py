@@ -39,9 +39,9 @@ class EncoderOptions:
     context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), or
                "auto" to try all but the slow one and keep the smallest file; None for "staircase"
                where the model has it, else "none"; all decode to the same pixels
-    quantizer  "scalar"; "e8": groups of eight latents on the lattice E8, smaller files at some
-               milliseconds; or "diamond": all latents of a position on whole or on half steps (LVQAC),
-               between the two; None for "e8" where the model has it, else "scalar"
+    quantizer  "scalar"; "bw16", "e8": groups of sixteen or eight latents on the Barnes-Wall lattice or on E8,
+               smaller files at some milliseconds; or "diamond": all latents of a position on whole or on
+               half steps (LVQAC), in between; None for "e8" where the model has it, else "scalar"
     alpha_quality
                0 to 100: in how many levels transparency is kept; 100, the default: all of them
     exact      keep the colours of transparent pixels, which nobody sees; default False

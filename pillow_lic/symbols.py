@@ -21,9 +21,11 @@ from pillow_lic.models.compressai.family import Coded, FamilyModel
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, OneQuality
 from pillow_lic.pixels import Tile, pad_to_multiple
-from pillow_lic.quantizers import adaptive, diamond, e8, scalar
+from pillow_lic.quantizers import adaptive, diamond, lattice, scalar
 from pillow_lic.quantizers.adaptive import Levels, Priors
 from pillow_lic.quantizers.cosets import Cosets
+from pillow_lic.quantizers.diamond import Diamond
+from pillow_lic.quantizers.lattice import KINDS, Lattice
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def quantise(
     priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device).adapted(levels, len(model.tables))
     tile = CodedTile(z_symbols, z_indices, np.zeros(0, np.int16), priors, levels=levels)
     if quantizer != "scalar":
-        tile = replace(tile, lattice=_lattice(model, quantizer, priors))
+        on_lattice, priors = _on_lattice(model, quantizer, priors)
+        tile = replace(tile, lattice=on_lattice, priors=priors)
     steps = y[0] if priors.factor is None else y[0] * priors.factor
     return with_residual(model, tile, steps - priors.mean.to(y.dtype) / 2**MEAN_BITS)
 
@@ -75,15 +78,15 @@ def quantise(
 def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
     """The tile with the symbols of y, by its quantiser, for latents so many steps (M, h, w) from their means."""
     symbols = scalar.quantise(residual, tile.priors.index, model.tables.skip).cpu().numpy().astype(np.int16)
-    lattice = tile.lattice
-    if isinstance(lattice, e8.Lattice):
-        floors, coset = e8.quantise(residual.cpu().numpy().ravel(), lattice.members)
-        symbols.put(lattice.members, floors)
-        lattice = replace(lattice, coset=coset)
-    elif isinstance(lattice, diamond.Diamond):
-        symbols[lattice.wide], coset = diamond.quantise(residual.cpu().numpy(), lattice.wide)
-        lattice = replace(lattice, coset=coset)
-    return replace(tile, y=symbols, lattice=lattice)
+    on = tile.lattice
+    if isinstance(on, Lattice):
+        floors, coset = lattice.quantise(residual.cpu().numpy().ravel()[on.members], on.kind)
+        symbols.put(on.members, floors)
+        return replace(tile, y=symbols, lattice=replace(on, coset=coset))
+    if isinstance(on, Diamond):
+        symbols[on.wide], coset = diamond.quantise(residual.cpu().numpy(), on.wide)
+        return replace(tile, y=symbols, lattice=replace(on, coset=coset))
+    return replace(tile, y=symbols)
 
 
 def pack(model: OneQuality, tile: CodedTile, context: str, quality_code: int) -> bytes:
@@ -95,10 +98,10 @@ def pack(model: OneQuality, tile: CodedTile, context: str, quality_code: int) ->
     if tile.levels is not None:
         adaptive.encode(coder, tile.levels)
     coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
-    if isinstance(tile.lattice, diamond.Diamond):
+    if isinstance(tile.lattice, Diamond):
         diamond.encode(coder, tile.lattice.coset)
-    elif tile.lattice is not None:
-        coder.encode_bits(tile.lattice.coset)
+    elif isinstance(tile.lattice, Lattice):
+        coder.encode_below(tile.lattice.coset, len(tile.lattice.kind.words))
     if context == "none" and tile.lattice is None:
         coder.encode(tile.y.ravel(), flat(tile.priors.index), model.tables)
     else:
@@ -121,8 +124,8 @@ def decode_symbols(model: OneQuality, header: Header, tile: Tile, data: bytes, d
     z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
     z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
     priors = priors_of(model, z, header.quality_code, size, device).adapted(levels, len(model.tables))
-    lattice = _decode_lattice(model, header, coder, priors)
-    found = CodedTile(z, z_index, np.zeros(0, np.int16), priors, lattice, levels)
+    on_lattice, priors = _decode_lattice(model, header, coder, priors)
+    found = CodedTile(z, z_index, np.zeros(0, np.int16), priors, on_lattice, levels)
     if header.context == "none" and found.lattice is None:
         y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
     else:
@@ -143,26 +146,32 @@ def _tile_of(coded: Coded) -> CodedTile:
     return CodedTile(coded.z, np.zeros(0, np.uint8), coded.y, priors)
 
 
-def _decode_lattice(model: Model, header: Header, coder: SymbolDecoder, priors: Priors) -> Cosets | None:
+def _decode_lattice(model: Model, header: Header, coder: SymbolDecoder, priors: Priors) -> tuple[Cosets | None, Priors]:
     if header.quantizer == "scalar":
-        return None
+        return None, priors
     try:
-        empty = _lattice(model, header.quantizer, priors)
+        empty, priors = _on_lattice(model, header.quantizer, priors)
     except ValueError as error:
         raise OSError(str(error)) from error
-    if isinstance(empty, diamond.Diamond):
-        return replace(empty, coset=diamond.decode(coder, empty.coset.size))
-    return replace(empty, coset=coder.decode_bits(empty.coset.size))
+    if isinstance(empty, Diamond):
+        return replace(empty, coset=diamond.decode(coder, empty.coset.size)), priors
+    words = coder.decode_below(len(empty.coset), len(empty.kind.words))
+    return replace(empty, coset=words.astype(np.uint8)), priors
 
 
-def _lattice(model: Model, quantizer: str, priors: Priors) -> e8.Lattice | diamond.Diamond:
-    """Which latents lie on a lattice, all of them on whole steps; ``ValueError`` if the model has none."""
+def _on_lattice(model: Model, quantizer: str, priors: Priors) -> tuple[Lattice | Diamond, Priors]:
+    """Which latents lie on a lattice, all of them on whole steps, and what is then known of all latents.
+
+    Raises ``ValueError`` if the model has no tables for lattices.
+    """
     index = priors.index.cpu().numpy()
     if quantizer == "diamond":
         wide = index >= model.lattice_index
-        return diamond.Diamond(wide, np.zeros(int(diamond.positions(wide).sum()), np.uint8))
-    members = e8.members_of(index, model.lattice_index)
-    return e8.Lattice(members, np.zeros(len(members), np.uint8), index.shape)
+        return Diamond(wide, np.zeros(int(diamond.positions(wide).sum()), np.uint8)), priors
+    kind = KINDS[quantizer]
+    members = lattice.members_of(index, model.lattice_index, kind.side)
+    found = Lattice(kind, members, np.zeros(len(members), np.uint8), index.shape)
+    return found, priors.stretched(members, kind.level, len(model.tables))
 
 
 def given(model: Model, tile: CodedTile, quality_code: int) -> Given:

@@ -19,6 +19,7 @@ FILES = (
     "context-none",
     "lattice-none",
     "diamond-none",
+    "bw16-none",
     "kind-alpha",
     "kind-roi",
     "kind-animation",
@@ -48,7 +49,7 @@ def test_metadata() -> None:
         assert image.getexif()[0x013B] == "somebody"
 
 
-@pytest.mark.parametrize("quantizer", ["context", "lattice", "diamond"])
+@pytest.mark.parametrize("quantizer", ["context", "lattice", "diamond", "bw16"])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_context_holds_the_same_picture(context: str, quantizer: str) -> None:
     data = (GOLDEN / f"{quantizer}-{context}.lic").read_bytes()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -13,7 +14,8 @@ from PIL import Image
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
-from pillow_lic.quantizers import e8
+from pillow_lic.quantizers import lattice
+from pillow_lic.quantizers.lattice import BW16, E8, Kind
 from pillow_lic.search import tile
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.refine import STEPS, refine
@@ -164,21 +166,23 @@ def test_nearest_two_points_of_even_sum() -> None:
     assert bool((one != other).any(dim=1).all())
 
 
-def test_lattice_choice_hardens_to_the_nearest_point() -> None:
+@pytest.mark.parametrize("kind", [E8, BW16])
+def test_lattice_choice_hardens_to_the_nearest_point(kind: Kind) -> None:
     generator = torch.Generator().manual_seed(2)
     values = torch.randn(83, generator=generator) * 4
     zero = torch.zeros(2, 83)
     tables = Tables.mirrored(*probabilities.make_tables(), skip=0)
     costs = Costs(cost_table(tables.with_parities(), CPU), (zero + 50).long(), zero, zero + 1)
-    members, rest = torch.arange(80).reshape(10, 8), torch.arange(80, 83)
-    points, bits = LatticeChoice(costs, members, rest)(values, 0.01, 0.0, generator)
-    floors, coset = e8.quantise(values.numpy(), members.numpy())
-    assert np.allclose(points[:80].reshape(10, 8), floors + coset[:, None] / 2, atol=1e-3)
+    members, rest = torch.arange(80).reshape(-1, kind.side), torch.arange(80, 83)
+    points, bits = LatticeChoice(kind, costs, members, rest)(values, 0.01, 0.0, generator)
+    floors, coset = lattice.quantise(values.numpy()[:80].reshape(-1, kind.side), kind)
+    assert np.allclose(points[:80].reshape(floors.shape), floors + kind.words[coset] / 2, atol=1e-3)
     assert torch.allclose(points[80:], values[80:].round(), atol=1e-3)
     symbols = torch.from_numpy(floors).float().flatten()
-    free = tables.bits_of(floors[:, :7], 50).sum() + tables.bits_of(points[80:].round().numpy(), 50).sum()
-    last = costs.part((0, members[:, 7])).of_parity(symbols.reshape(10, 8)[:, 7]).sum()
-    assert float(bits) == pytest.approx(free + float(last) + 10, abs=0.1)
+    free = tables.bits_of(floors[:, :-1], 50).sum() + tables.bits_of(points[80:].round().numpy(), 50).sum()
+    last = costs.part((0, members[:, -1])).of_parity(symbols.reshape(floors.shape)[:, -1]).sum()
+    words = len(floors) * math.log2(len(kind.words))
+    assert float(bits) == pytest.approx(free + float(last) + words, abs=0.1)
 
 
 # -- targets -------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-bpp", type=float, metavar="BITS", help="the best picture in so many bits a pixel")
     group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
     group.add_argument("--context", help=f"context model: {CONTEXTS}; default {DEFAULT_CONTEXT}")
-    group.add_argument("--quantizer", help="scalar, diamond, e8; default e8 where the model has it")
+    group.add_argument("--quantizer", help="scalar, diamond, e8, bw16; default e8 where the model has it")
     group.add_argument(
         "--adaptive", action="store_true", default=None, help="the same bits, where the picture needs them"
     )

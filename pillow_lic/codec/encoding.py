@@ -199,6 +199,7 @@ def _search(
             weight=float(rate_weight(quality)),
             measure=model.distortion,
             factor=None if priors.factor is None else priors.factor.clone(),
+            fineness=None if priors.fineness is None else priors.fineness.clone(),
         )
         if not view.measurable or not bool(view.coded.any()):
             return part.coded

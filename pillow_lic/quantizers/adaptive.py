@@ -37,14 +37,16 @@ FACTOR_BITS = 16
 @dataclass(frozen=True)
 class Priors:
     """What is known of y before it is read: means (64ths of a step) and table indices, (M, h, w) each, and
-    h_s's last hidden layer (hyper_channels, h, w), all integers; ``factor`` (h, w) tells how many times
-    finer than nominal the steps are, or None if nowhere.
+    h_s's last hidden layer (hyper_channels, h, w), all integers.  ``factor`` (h, w) or (M, h, w) tells how many
+    times finer than nominal the steps are, ``fineness`` (h, w) how many times finer they are meant to be; None if
+    nowhere.
     """
 
     mean: Tensor
     index: Tensor
     hidden: Tensor
     factor: Tensor | None = None
+    fineness: Tensor | None = None
 
     def adapted(self, levels: Levels | None, scales: int) -> Priors:
         """The same for steps of other sizes; exact."""
@@ -57,7 +59,21 @@ class Priors:
         mean = (self.mean.long() * factor + (1 << FACTOR_BITS - 1)) >> FACTOR_BITS
         index = (self.index.long() + spread).clamp(0, scales - 1)
         finer = factor.to(torch.float32) / 2**FACTOR_BITS
-        return replace(self, mean=mean.int(), index=index.to(torch.uint8), factor=finer)
+        return replace(self, mean=mean.int(), index=index.to(torch.uint8), factor=finer, fineness=finer)
+
+    def stretched(self, members: NDArray[np.int64], level: int, scales: int) -> Priors:
+        """The same where some latents (flat indices) have the steps of a level; exact."""
+        if not level:
+            return self
+        at = torch.from_numpy(members.ravel()).to(self.mean.device)
+        mean, index = self.mean.flatten().clone(), self.index.flatten().clone()
+        mean[at] = ((mean[at].long() * FACTORS[level + LIMIT] + (1 << FACTOR_BITS - 1)) >> FACTOR_BITS).int()
+        index[at] = (index[at].long() + level).clamp(0, scales - 1).to(torch.uint8)
+        factor = torch.ones(self.mean.shape, device=self.mean.device)
+        factor.view(-1)[at] = FACTORS[level + LIMIT] / 2**FACTOR_BITS
+        if self.factor is not None:
+            factor *= self.factor
+        return replace(self, mean=mean.view_as(self.mean), index=index.view_as(self.index), factor=factor)
 
 
 def levels_of(mask: Pixels, height: int, width: int) -> Levels:

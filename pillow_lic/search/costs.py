@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Costs:
         count = self.bits.shape[0] // 3
         return self._look_up(self.row + count * (1 + entry.remainder(2).long()), entry)
 
-    def part(self, choice: tuple[int | slice | Tensor, ...]) -> Costs:
+    def part(self, choice: tuple[Any, ...]) -> Costs:
         """The costs of some of the latents."""
         return replace(self, row=self.row[choice], whole=self.whole[choice], sign=self.sign[choice])
 

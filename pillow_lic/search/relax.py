@@ -7,12 +7,14 @@ the published method, 0 a soft quantiser.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pillow_lic.quantizers.lattice import Kind, distances
 from pillow_lic.search.costs import Costs
 
 Relaxation = Callable[[Tensor, float, float, torch.Generator], tuple[Tensor, Tensor]]
@@ -75,11 +77,12 @@ class DiamondChoice:
 
 @dataclass(frozen=True)
 class LatticeChoice:
-    """Each group of eight goes to one of the two nearest points of either coset of E8, the rest up or down.
+    """Each group goes to one of some of the nearest points of a lattice, the rest up or down.
 
-    ``members`` (G, 8) and ``rest`` (n - 8 G,) are places among the values.
+    ``members`` (G, side) and ``rest`` (n - G side,) are places among the values.
     """
 
+    kind: Kind
     costs: Costs
     members: Tensor
     rest: Tensor
@@ -90,28 +93,44 @@ class LatticeChoice:
         """Points and bits; see above."""
         others, bits = Rounding(self.costs.part((0, self.rest)))(values[self.rest], temperature, noise, generator)
         x = values[self.members]
-        floors = torch.stack([f for half in (0.0, 0.5) for f in nearest_two(x.detach() - half)])
-        points = floors + torch.tensor([0.0, 0.0, 0.5, 0.5], device=x.device)[:, None, None]
+        floors, moved = candidates(x.detach(), self.kind)
+        points = floors + moved / 2
         # Between two neighbours of a line this has the slope of the scalar choice at one half.
         favour = (points - x).square().sum(dim=2) * (-4 / 3 / temperature)
         chance = torch.rand(favour.shape, generator=generator, device=x.device).clamp_(1e-6, 1 - 1e-6)
         share = torch.softmax((favour - noise * torch.log(-torch.log(chance))) / temperature, dim=0)
         chosen = (share[:, :, None] * points).sum(dim=0)
         result = torch.zeros_like(values).index_put((self.rest,), others).index_put((self.members,), chosen)
-        return result, bits + (share * self._bits(floors)).sum()
+        return result, bits + (share * self._bits(floors, moved)).sum()
 
-    def _bits(self, floors: Tensor) -> Tensor:
-        """Bits of candidates (4, G, 8), the first two without and the others with half a step: (4, G)."""
-        parts = []
-        for half in (0, 1):
-            free = self.costs.part((half, self.members[:, :-1])).of(floors[2 * half : 2 * half + 2, :, :-1])
-            last = self.costs.part((half, self.members[:, -1])).of_parity(floors[2 * half : 2 * half + 2, :, -1])
-            parts.append(free.sum(dim=2) + last)
-        return torch.cat(parts) + 1
+    def _bits(self, floors: Tensor, moved: Tensor) -> Tensor:
+        """Bits of candidates (n, G, side), each half a step above its symbol or not: (n, G)."""
+        costs = self.costs.part((moved, self.members.expand(moved.shape)))
+        free = costs.part((..., slice(None, -1))).of(floors[..., :-1]).sum(dim=2)
+        last = costs.part((..., -1)).of_parity(floors[..., -1])
+        return free + last + math.log2(len(self.kind.words))
+
+
+CANDIDATES = 4
+"""Points that each group of a lattice chooses from."""
+
+
+def candidates(x: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Points near groups (G, side) of a lattice: floors, and which latents lie half a step above, (4, G, side) each.
+
+    Of a lattice with few words the nearest two of each, else the nearest of the four nearest words.
+    """
+    words = torch.from_numpy(kind.words).to(x.device, torch.long)
+    if 2 * len(words) == CANDIDATES:
+        moved = words.repeat_interleave(2, 0)[:, None].expand(-1, *x.shape)
+        return torch.stack([f for word in words for f in nearest_two(x - word / 2)]), moved
+    far = torch.from_numpy(distances(x.cpu().numpy(), kind)).to(x.device)
+    moved = words[far.topk(CANDIDATES, dim=1, largest=False).indices.T]
+    return torch.stack([nearest_two(x - word / 2)[0] for word in moved]), moved
 
 
 def nearest_two(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest whole numbers with an even sum to each row of x (G, 8), and the next nearest but for ties."""
+    """The nearest whole numbers with an even sum to each row of x (G, side), and the next nearest but for ties."""
     nearest = x.round()
     error = x - nearest
     odd = nearest.sum(dim=1).remainder(2) == 1

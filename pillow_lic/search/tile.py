@@ -11,7 +11,7 @@ from pillow_lic.devices import quiet
 from pillow_lic.entropy.context import HALF
 from pillow_lic.models.loading import Model
 from pillow_lic.quantizers.diamond import Diamond
-from pillow_lic.quantizers.e8 import Lattice
+from pillow_lic.quantizers.lattice import Lattice
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.refine import refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding
@@ -80,4 +80,4 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
     members = torch.from_numpy(tile.lattice.members).to(device)
     alone = coded.flatten().clone()
     alone[members.flatten()] = False
-    return LatticeChoice(costs, place[members], place[alone])
+    return LatticeChoice(tile.lattice.kind, costs, place[members], place[alone])

@@ -24,7 +24,8 @@ class TileView:
     top, left     where the tile lies in them
     mean, coded   of the tile's own latents (M, th, tw): float steps, and which are coded at all
     inverse_gain  (M, 1, 1)
-    factor        (h, w): how many times finer than nominal the tile's own steps are, or None
+    factor        (h, w) or (M, h, w): how many times finer than nominal the tile's own steps are, or None
+    fineness      (h, w): how many times finer they are meant to be, or None
     weight        lambda: bits a pixel for each unit of mean distortion; of squared error more where steps are finer
     measure       one of :data:`DISTORTIONS`
     """
@@ -40,6 +41,7 @@ class TileView:
     weight: float
     measure: str
     factor: Tensor | None = None
+    fineness: Tensor | None = None
 
     @property
     def measurable(self) -> bool:
@@ -58,9 +60,9 @@ class TileView:
         latents = torch.where(inside, own, self.around[0]) * self.inverse_gain
         output = self.synthesis(latents[None].contiguous(memory_format=torch.channels_last))
         area = output.shape[2] * output.shape[3]
-        if self.factor is not None and self.measure == "mse":
+        if self.fineness is not None and self.measure == "mse":
             # What the encoder was asked for: squared errors count by the square of the steps' fineness.
-            spread = torch.nn.functional.pad(self.factor, place, value=1.0)[None, None].square()
+            spread = torch.nn.functional.pad(self.fineness, place, value=1.0)[None, None].square()
             weights = torch.nn.functional.interpolate(spread, scale_factor=output.shape[2] // spread.shape[2])
             return (weights * (output.float() - self.pixels).square()).sum() * (self.weight / 3)
         return DISTORTIONS[self.measure](output.float(), self.pixels).sum() * (self.weight * area)

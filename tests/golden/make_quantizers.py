@@ -1,6 +1,6 @@
-"""Makes the golden files of the quantiser diamond anew: only for a new format version.
+"""Makes the golden files of the quantisers diamond and bw16 anew: only for a new format version.
 
-    python tests/golden/make_diamond.py
+    python tests/golden/make_quantizers.py
 
 The model is that of the lattice's files, as it is.
 """
@@ -25,11 +25,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with Image.open(HERE.parent / "images" / "coffee.png") as image:
         picture = image.crop((60, 20, 157, 91))
-    options = {"quality": 6.2, "model": HERE / "lattice.safetensors", "quantizer": "diamond", "tile": 64}
-    for name in CONTEXTS:
-        picture.save(HERE / f"diamond-{name}.lic", context=name, **options)
-    with Image.open(HERE / "diamond-none.lic") as image:
-        image.save(HERE / "diamond-none.png", optimize=True)
+    options = {"quality": 6.2, "model": HERE / "lattice.safetensors", "tile": 64}
+    for quantizer in ("diamond", "bw16"):
+        for name in CONTEXTS:
+            picture.save(HERE / f"{quantizer}-{name}.lic", context=name, quantizer=quantizer, **options)
+        with Image.open(HERE / f"{quantizer}-none.lic") as image:
+            image.save(HERE / f"{quantizer}-none.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from pillow_lic.entropy.tables import PRECISION, TOTAL, Tables
 from pillow_lic.models.context.schedule import CONTEXTS, units_of
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
-from pillow_lic.quantizers import e8
+from pillow_lic.quantizers import lattice
+from pillow_lic.quantizers.lattice import BW16, E8, KINDS
 from pillow_lic.training.export import write_model
 from pillow_lic.training.probabilities import make_tables
 
@@ -55,7 +56,7 @@ def test_nearest_point_by_exhaustion() -> None:
     x = rng.normal(size=(4000, 8))
     x *= (rng.uniform(0, 0.99, (4000, 1))) / np.linalg.norm(x, axis=1, keepdims=True)
     x = x.astype(np.float32)
-    floors, coset = e8.quantise(x.ravel(), np.arange(x.size).reshape(-1, 8))
+    floors, coset = lattice.quantise(x, E8)
     points = floors + coset[:, None] / 2
     best = np.square(x[:, None] - near).sum(axis=2).min(axis=1)
     assert np.allclose(np.square(x - points).sum(axis=1), best, atol=1e-5)
@@ -64,7 +65,7 @@ def test_nearest_point_by_exhaustion() -> None:
 def test_points_belong_to_the_lattice_and_are_closer_than_whole_numbers() -> None:
     rng = np.random.default_rng(2)
     x = rng.normal(scale=5, size=(20000, 8)).astype(np.float32)
-    floors, coset = e8.quantise(x.ravel(), np.arange(x.size).reshape(-1, 8))
+    floors, coset = lattice.quantise(x, E8)
     assert (floors.sum(axis=1) % 2 == 0).all()
     error = np.square(x - floors - coset[:, None] / 2).mean()
     # Conway and Sloane 1982: a normalised second moment of 0.071682, against 1/12.
@@ -72,10 +73,26 @@ def test_points_belong_to_the_lattice_and_are_closer_than_whole_numbers() -> Non
     assert coset.mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_barnes_wall() -> None:
+    assert {tuple(w) for w in BW16.words} == {tuple((a + b) % 2) for a in BW16.words for b in BW16.words}
+    assert sorted(BW16.words.sum(axis=1)) == [0, *[8] * 30, 16]
+    rng = np.random.default_rng(2)
+    x = rng.normal(scale=5, size=(30000, 16)).astype(np.float32)
+    floors, coset = lattice.quantise(x, BW16)
+    assert (floors.sum(axis=1) % 2 == 0).all()
+    points = floors + BW16.words[coset] / 2
+    # Conway and Sloane: a normalised second moment of 0.068300, for 16 points to a volume.
+    assert np.square(x - points).mean() == pytest.approx(0.0683 * 16 ** (-2 / 16), rel=0.01)
+    # 4320 nearest neighbours at a squared distance of 2: no point is nearer to another one.
+    again, same = lattice.quantise((points + 0.17 * rng.choice([-1, 1], x.shape)).astype(np.float32), BW16)
+    assert np.array_equal(again + BW16.words[same] / 2, points)
+    assert np.allclose(lattice.distances(x, BW16).min(axis=1), np.square(x - points).sum(axis=1), atol=1e-3)
+
+
 def test_groups_are_eight_channels_of_one_position() -> None:
     rng = np.random.default_rng(3)
     index = rng.integers(0, 30, (50, 3, 4)).astype(np.uint8)
-    members = e8.members_of(index, 12)
+    members = lattice.members_of(index, 12, 8)
     channel, place = np.divmod(members, 12)
     assert (place == place[:, :1]).all()
     assert (np.diff(channel, axis=1) > 0).all()
@@ -83,7 +100,7 @@ def test_groups_are_eight_channels_of_one_position() -> None:
     assert np.unique(members).size == members.size
     wide = (index >= 12).reshape(50, 12).sum(axis=0)
     assert np.array_equal(np.bincount(place[:, 0], minlength=12), wide // 8)
-    assert e8.members_of(np.zeros((50, 3, 4), np.uint8), 12).shape == (0, 8)
+    assert lattice.members_of(np.zeros((50, 3, 4), np.uint8), 12, 8).shape == (0, 8)
 
 
 @pytest.mark.parametrize("context", ["none", *CONTEXTS])
@@ -135,44 +152,51 @@ def test_bits_come_back() -> None:
 # -- files ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("quality", [1, 3.3, 8])
-def test_every_context_decodes_to_the_same_pixels(tiny: str, part: Image.Image, quality: float) -> None:
+def test_every_context_decodes_to_the_same_pixels(tiny: str, part: Image.Image, quality: float, kind: str) -> None:
     files = {
-        name: coded(part, model=tiny, quantizer="e8", context=name, quality=quality) for name in ("none", *CONTEXTS)
+        name: coded(part, model=tiny, quantizer=kind, context=name, quality=quality) for name in ("none", *CONTEXTS)
     }
     expected = pixels_of(files["none"])
     for name, data in files.items():
         assert np.array_equal(pixels_of(data), expected), name
         assert pillow_lic.transcode(data, "none") == files["none"]
         assert pillow_lic.transcode(files["none"], name) == data
-        assert Image.open(BytesIO(data)).info["quantizer"] == "e8"
+        assert Image.open(BytesIO(data)).info["quantizer"] == kind
 
 
-def test_tiles_and_threads(tiny: str, part: Image.Image) -> None:
-    data = coded(part, model=tiny, quantizer="e8", context="staircase", tile=64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_masks_and_threads(tiny: str, part: Image.Image, kind: str) -> None:
+    mask = Image.linear_gradient("L").resize(part.size)
+    options = {"model": tiny, "quantizer": kind, "context": "staircase", "tile": 64, "roi": mask}
+    data = coded(part, **options)
     expected = pixels_of(data)
     with threads(1):
         assert np.array_equal(pixels_of(data), expected)
-        assert coded(part, model=tiny, quantizer="e8", context="staircase", tile=64) == data
+        assert coded(part, **options) == data
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (16, 33), (70, 16)])
-def test_any_size(tiny: str, part: Image.Image, size: tuple[int, int]) -> None:
+def test_any_size(tiny: str, part: Image.Image, size: tuple[int, int], kind: str) -> None:
     small = part.resize(size)
-    assert Image.open(BytesIO(coded(small, model=tiny, quantizer="e8", quality=8))).convert("RGB").size == size
+    assert Image.open(BytesIO(coded(small, model=tiny, quantizer=kind, quality=8))).convert("RGB").size == size
 
 
-def test_e8_is_closer_to_the_picture(tiny: str, part: Image.Image) -> None:
-    scalar, lattice = (coded(part, model=tiny, quantizer=name, quality=8) for name in ("scalar", "e8"))
-    assert psnr(part, pixels_of(lattice)) > psnr(part, pixels_of(scalar))
+@pytest.mark.parametrize("kind", KINDS)
+def test_lattices_are_closer_to_the_picture(tiny: str, part: Image.Image, kind: str) -> None:
+    plain, dense = (coded(part, model=tiny, quantizer=name, quality=8) for name in ("scalar", kind))
+    assert psnr(part, pixels_of(dense)) > psnr(part, pixels_of(plain))
 
 
-def test_effort_searches_the_lattice(tiny: str, part: Image.Image) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_effort_searches_the_lattice(tiny: str, part: Image.Image, kind: str) -> None:
     for context in ("none", "staircase"):
         plain, searched = (
-            coded(part, model=tiny, quantizer="e8", context=context, effort=effort, quality=6) for effort in (0, 2)
+            coded(part, model=tiny, quantizer=kind, context=context, effort=effort, quality=6) for effort in (0, 2)
         )
-        assert Image.open(BytesIO(searched)).info["quantizer"] == "e8"
+        assert Image.open(BytesIO(searched)).info["quantizer"] == kind
         assert np.array_equal(pixels_of(pillow_lic.transcode(searched, "channel")), pixels_of(searched))
         weight = float(rate_weight(6.0))
         losses = [
@@ -182,8 +206,9 @@ def test_effort_searches_the_lattice(tiny: str, part: Image.Image) -> None:
         assert losses[1] < losses[0]
 
 
-def test_damaged_cosets_are_found(tiny: str, part: Image.Image) -> None:
-    data = bytearray(coded(part, model=tiny, quantizer="e8", quality=6))
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_cosets_are_found(tiny: str, part: Image.Image, kind: str) -> None:
+    data = bytearray(coded(part, model=tiny, quantizer=kind, quality=6))
     body = data.rindex(b"FRAM")
     for at in range(body + 12, len(data) - 4, 97):
         broken = bytes(data[:at]) + bytes([data[at] ^ 16]) + bytes(data[at + 1 :])

@@ -1,0 +1,135 @@
+"""Lattices for groups of channels: Gosset's E8 and the Barnes-Wall lattice in sixteen dimensions.
+
+Both are whole numbers with an even sum, moved by half a step wherever a word of a code has a one: E8 has two words
+(all zeros and all ones), BW16 the 32 words of the Reed-Muller code RM(1, 4) (Conway and Sloane, Sphere Packings,
+Lattices and Groups, chapters 4 and 5).  E8 has as many points to a volume as whole numbers have, and squared errors
+14 % smaller (0.65 dB).  BW16 has sixteen times as many for sixteen latents, and its steps are 1.22 times as wide
+instead: errors as small as E8's at a lower rate (0.86 dB in all).
+
+A group's word is a few bits; its symbols are coded as ever, moved by half a step where the word says so, and the
+last one knows whether it is even.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A lattice: its words (n, side) of zeros and ones, n a power of two, and the level of quality (see
+    :mod:`pillow_lic.quantizers.adaptive`) whose steps its latents have.
+    """
+
+    words: NDArray[np.uint8]
+    level: int = 0
+
+    @property
+    def side(self) -> int:
+        """Latents of a group."""
+        return int(self.words.shape[1])
+
+
+def _reed_muller() -> NDArray[np.uint8]:
+    """RM(1, 4): word n has at place p the parity of the bits of n & p & 15, the other one if n is 16 or more."""
+    rows = np.array([*([(p >> bit) & 1 for p in range(16)] for bit in range(4)), [1] * 16])
+    bits = np.array([word[::-1] for word in product((0, 1), repeat=5)])
+    words: NDArray[np.uint8] = (bits @ rows % 2).astype(np.uint8)
+    return words
+
+
+E8 = Kind(np.array([[0] * 8, [1] * 8], np.uint8))
+BW16 = Kind(_reed_muller(), level=-2)
+KINDS = {"e8": E8, "bw16": BW16}
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The groups of a tile's latents (M, h, w), and which word moves each.
+
+    ``members`` (G, side) are flat indices, ``coset`` (G,) numbers of words.  The symbol of a latent is the floor
+    of its steps: those of a group have an even sum.
+    """
+
+    kind: Kind
+    members: NDArray[np.int64]
+    coset: NDArray[np.uint8]
+    shape: tuple[int, ...]
+
+    @cached_property
+    def half(self) -> NDArray[np.bool_]:
+        """Whether each latent lies half a step above its symbol, (M, h, w)."""
+        half = np.zeros(self.shape, np.bool_)
+        half.reshape(-1)[self.members] = self.kind.words[self.coset]
+        return half
+
+    @cached_property
+    def group_of_last(self) -> NDArray[np.int32]:
+        """The group of which a latent is the last member, by flat index; -1 where it is none's."""
+        groups = np.full(self.half.size, -1, np.int32)
+        groups[self.members[:, -1]] = np.arange(len(self.members), dtype=np.int32)
+        return groups
+
+    def odd(self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether the last members of some groups are odd, given all their other symbols (flat)."""
+        others = symbols.take(self._others.take(groups, axis=0))
+        odd: NDArray[np.bool_] = np.bitwise_xor.reduce(others, axis=1) % 2 == 1
+        return odd
+
+    @cached_property
+    def _others(self) -> NDArray[np.int64]:
+        """All members but the last, (G, side - 1)."""
+        return np.ascontiguousarray(self.members[:, :-1])
+
+
+def members_of(index: NDArray[np.uint8], first: int, side: int) -> NDArray[np.int64]:
+    """Flat indices of the groups, (G, side), in latents (M, h, w) with these table indices.
+
+    At each position the channels whose table is ``first`` or a later one form groups in ascending order;
+    fewer than ``side`` are left over.
+    """
+    channels, positions = index.shape[0], index.shape[1] * index.shape[2]
+    wide = np.ascontiguousarray(first <= index.reshape(channels, positions).T)
+    rank = wide.cumsum(axis=1, dtype=np.int16)
+    kept = rank[:, -1:] // side * side
+    wide &= rank <= kept
+    place = np.arange(positions).repeat(kept[:, 0])
+    channel = wide.ravel().nonzero()[0] - place * channels
+    members: NDArray[np.int64] = (channel * positions + place).reshape(-1, side)
+    return members
+
+
+def quantise(x: NDArray[np.float32], kind: Kind) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """The nearest lattice points of groups (G, side) in steps: floors (G, side), numbers of words (G,)."""
+    coset = distances(x, kind).argmin(axis=1).astype(np.uint8)
+    return nearest_even(x - kind.words[coset] * np.float32(0.5)).astype(np.int32), coset
+
+
+def distances(x: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
+    """Squared distances of groups (G, side) to the nearest point of each word, (G, words)."""
+    nearest = [np.rint(x - np.float32(half)) for half in (0, 0.5)]
+    error = [np.abs(x - np.float32(half) - n) for half, n in zip((0, 0.5), nearest, strict=True)]
+    ones = kind.words.T.astype(np.float32)
+    odd = (nearest[0] @ (1 - ones) + nearest[1] @ ones) % 2
+    found: NDArray[np.float32] = np.square(error[0]) @ (1 - ones) + np.square(error[1]) @ ones
+    for number, word in enumerate(kind.words):
+        # Where the sum is odd, the worst one is rounded the other way.
+        worst = np.where(word, error[1], error[0]).max(axis=1)
+        found[:, number] += odd[:, number] * (1 - 2 * worst)
+    return found
+
+
+def nearest_even(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest whole numbers with an even sum (G, side): if it is odd, the worst one is rounded the other way."""
+    nearest = np.rint(x)
+    odd = np.flatnonzero(nearest.sum(axis=1) % 2)
+    error = x[odd] - nearest[odd]
+    worst = np.abs(error).argmax(axis=1)
+    rows = np.arange(odd.size)
+    nearest[odd, worst] += np.where(error[rows, worst] >= 0, 1, -1).astype(np.float32)
+    return nearest

@@ -14,8 +14,19 @@ from pillow_lic.plugin import open
 if TYPE_CHECKING:
     from pillow_lic.codec import transcode
     from pillow_lic.options import EncoderOptions, set_defaults
+    from pillow_lic.throughput import decode_batch, decode_tensor, encode_batch
 
-__all__ = ["EncoderOptions", "__version__", "open", "register_lic_opener", "set_defaults", "transcode"]
+__all__ = [
+    "EncoderOptions",
+    "__version__",
+    "decode_batch",
+    "decode_tensor",
+    "encode_batch",
+    "open",
+    "register_lic_opener",
+    "set_defaults",
+    "transcode",
+]
 
 __version__ = "0.1.0"
 
@@ -46,6 +57,10 @@ def __getattr__(name: str) -> Any:
         from pillow_lic.codec import transcode
 
         return transcode
+    if name in ("decode_batch", "decode_tensor", "encode_batch"):
+        from pillow_lic import throughput
+
+        return getattr(throughput, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -106,8 +106,12 @@ def put_pixels(array: Pixels, tile: Tile, values: Tensor, scale: int = 1) -> Non
     values = values[:, : target.shape[0], : target.shape[1]]
     if array.ndim == 2:
         values = values.mean(dim=0, keepdim=True)
-    rounded = (values + 127.5).round_().clamp_(0, 255).to(torch.uint8)
-    target[...] = rounded.permute(1, 2, 0).cpu().numpy().reshape(target.shape)
+    target[...] = rounded(values).permute(1, 2, 0).cpu().numpy().reshape(target.shape)
+
+
+def rounded(values: Tensor) -> Tensor:
+    """Synthesised values in -127.5...127.5 as uint8."""
+    return (values + 127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def pad_to_multiple(y: Tensor, multiple: int) -> Tensor:

@@ -179,6 +179,6 @@ def test_command_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_processes(photos: Path, tmp_path: Path) -> None:
     out, alone = tmp_path / "out", tmp_path / "alone"
-    assert counts(convert([photos], out, jobs=2, options=EncoderOptions(quality=3))) == (3, 0, 0)
-    convert([photos], alone, jobs=1, options=EncoderOptions(quality=3))
+    assert counts(convert([photos], out, jobs=2, options=EncoderOptions(quality=3, threads=1))) == (3, 0, 0)
+    convert([photos], alone, jobs=1, options=EncoderOptions(quality=3, threads=1))
     assert files(out) == files(alone)

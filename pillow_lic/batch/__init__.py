@@ -64,7 +64,9 @@ def convert(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     if (scheduler or jobs != 1) and any("memory" in f.fs.protocol for f in (*places, destination)):
         raise ValueError("memory:// is known to this process only; use jobs=1")
-    settings = Settings(suffix, options or options_from({}), destination.below(FOLDER), psnr)
+    jobs = jobs or engines.cores()
+    threads = engines.share(jobs)
+    settings = Settings(suffix, options or options_from({}), destination.below(FOLDER), psnr, threads)
     plan = make_plan(places, destination, settings, overwrite=overwrite)
     summary = Summary(skipped=plan.done, failures=[failed(s, destination, error) for s, error in plan.failures])
     if dry_run:
@@ -89,10 +91,9 @@ def suffix_of(name: str) -> str:
     return suffix
 
 
-def _results(plan: Plan, settings: Settings, jobs: int | None, scheduler: str | None) -> Generator[Result, None, None]:
+def _results(plan: Plan, settings: Settings, jobs: int, scheduler: str | None) -> Generator[Result, None, None]:
     if scheduler is not None:
         return engines.on_cluster(plan.tasks, settings, scheduler)
-    jobs = min(jobs or engines.cores(), len(plan.tasks))
-    if jobs == 1:
+    if min(jobs, len(plan.tasks)) == 1:
         return engines.in_this_process(plan.tasks, settings)
-    return engines.in_processes(plan.tasks, settings, jobs)
+    return engines.in_processes(plan.tasks, settings, min(jobs, len(plan.tasks)))

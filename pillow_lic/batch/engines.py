@@ -26,19 +26,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share(jobs: int) -> int | None:
+    """Threads of each of so many processes; None for one process, which keeps what torch is set to.
+
+    It does not depend on how few files are left: as sums come out differently with another number of threads,
+    a job that is taken up again would make other files.
+    """
+    return max(1, cores() // jobs) if jobs > 1 else None
+
+
 def in_this_process(tasks: Sequence[Task], settings: Settings) -> Generator[Result, None, None]:
     """One after the other, here."""
-    for task in tasks:
-        yield from convert_all([task], settings)
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        for task in tasks:
+            yield from convert_all([task], settings)
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_processes(tasks: Sequence[Task], settings: Settings, jobs: int) -> Generator[Result, None, None]:
-    """In so many processes of this machine, the cores shared out among them.
+    """In so many processes of this machine.
 
     A process that dies (out of memory, killed) takes no other file with it: all that were in work are tried
     again, one at a time, and the one that kills its process once more has failed.
     """
-    settings = replace(settings, threads=max(1, cores() // jobs))
     waiting = deque(tasks)
     while waiting:
         suspects = deque((yield from _pool(waiting, settings, jobs, ahead=2)))

@@ -171,8 +171,8 @@ def _is_done(entry: Entry | None, origin: str, shown: str | None, target: Info, 
 
 def _origin(source: File, info: Info, settings: Settings) -> str:
     """What a target is made from and how, in 16 letters; the same wherever the source lies."""
-    # On which device a picture is coded is no property of the result that anybody asks for.
-    options = asdict(replace(settings.options, device=None)) if settings.suffix == EXTENSION else None
+    # Where and by how many threads a picture is coded is nothing that anybody asks of the result.
+    options = asdict(replace(settings.options, device=None, threads=None)) if settings.suffix == EXTENSION else None
     told = json.dumps([source.name, version(info), settings.suffix, options])
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 

@@ -13,7 +13,9 @@ from typing import IO
 from pillow_lic import container
 from pillow_lic.options import DEFAULT_CONTEXT, TARGETS, TUNES, EncoderOptions, options_from
 
-ENCODER_OPTIONS = ("quality", *TARGETS, "context", "quantizer", "adaptive", "effort", "tune", "model", "device")
+ENCODER_OPTIONS = (
+    "quality", *TARGETS, "context", "quantizer", "adaptive", "effort", "tune", "model", "device", "threads",
+)  # fmt: skip
 CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
 
 
@@ -39,6 +41,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--model", help="an installed model's name or a .safetensors file, instead of --tune")
     group.add_argument("--device", help="cpu, cuda, cuda:N; default: CUDA where there is one")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads for each picture; default: all, shared")
 
 
 def encoder_options(args: argparse.Namespace) -> EncoderOptions:

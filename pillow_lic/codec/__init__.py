@@ -6,8 +6,9 @@ transform is ordinary floating point.
 """
 
 from pillow_lic.codec.analysis import analyse
+from pillow_lic.codec.batches import decode_many, encode_many
 from pillow_lic.codec.common import reporting_to
 from pillow_lic.codec.decoding import decode, transcode
 from pillow_lic.codec.encoding import encode
 
-__all__ = ["analyse", "decode", "encode", "reporting_to", "transcode"]
+__all__ = ["analyse", "decode", "decode_many", "encode", "encode_many", "reporting_to", "transcode"]

@@ -48,14 +48,20 @@ def analysed(
 ) -> Iterator[Part]:
     """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
     w, h = latent_size(header.width), latent_size(header.height)
-    analysis = model.analysis(device, block_dtype(device))
     quality = quality_tensor(header, device)
-    gain = model.gain(options.quality_of(header.quality_code)).to(device)
     margin = model.arch.synthesis_margin if searching else 0
     for tile in tiles_of(header.width, header.height, header.tile):
         around = tile.grown(model.arch.analysis_margin + margin, h, w)
         pixels = tile_pixels(array, around).to(device).contiguous(memory_format=torch.channels_last)
-        y = analysis(pixels, quality) * gain
+        y = latents_of(model, pixels, header, quality)
         own = None if levels is None else adaptive.of_tile(levels, tile)
         coded = quantise(model, crop(y, tile, around), header.quality_code, quality, header.quantizer, own)
         yield Part(tile, coded, around, pixels, y)
+
+
+def latents_of(model: OneQuality, pixels: Tensor, header: Header, quality: Tensor) -> Tensor:
+    """y in nominal steps (B, M, h, w) of pixels (B, 3, 16 h, 16 w) in -127.5...127.5."""
+    device = pixels.device
+    gain = model.gain(options.quality_of(header.quality_code)).to(device)
+    y: Tensor = model.analysis(device, block_dtype(device))(pixels, quality) * gain
+    return y

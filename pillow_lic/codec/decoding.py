@@ -121,7 +121,7 @@ def _synthesise(
             rows = (model.arch.latents, tile.bottom - tile.top, w)
             latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=device)
             latents.pop(tile.row - 3, None)
-        latents[tile.row][:, :, tile.left : tile.right] = _latents(model, header, tile, coded[number], device)
+        latents[tile.row][:, :, tile.left : tile.right] = tile_latents(model, header, tile, coded[number], device)
         if tile.right >= near.right:
             while waiting and (tile.bottom >= near.bottom or waiting[0][1].row < tile.row):
                 index, done = waiting.pop(0)
@@ -133,7 +133,7 @@ def _synthesise(
                 report(len(wanted) - len(waiting), len(wanted))
 
 
-def _latents(model: OneQuality, header: Header, tile: Tile, data: bytes | None, device: torch.device) -> Tensor:
+def tile_latents(model: OneQuality, header: Header, tile: Tile, data: bytes | None, device: torch.device) -> Tensor:
     """y of a tile in the synthesis transform's units, (M, h, w) float32; zeros if there are no data."""
     if data is None:
         shape = (model.arch.latents, tile.bottom - tile.top, tile.right - tile.left)

@@ -68,18 +68,12 @@ def encode(
     family = load_model(opts.model_name)
     if isinstance(family, Family):
         families.check(family, opts, roi)
-    side = default_tile(width, height) if opts.tile is None else opts.tile
-    if not side and not container.fits_one_tile(width, height):
-        raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
-    header = Header(
-        width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, len(pictures),
-        adaptive=roi is not None or opts.adaptive, model_name="" if is_shipped(family.path) else family.path.stem,
-    )  # fmt: skip
+    header = header_for(family, opts, width, height, mode, len(pictures), adaptive=roi is not None or opts.adaptive)
     if roi is not None and (roi.dtype != np.uint8 or roi.shape != (height, width)):
         raise ValueError(f"roi must be an 8-bit grey picture of {width}x{height} pixels")
     if len(pictures) > 1 and animation is None:
         animation = Animation(0, (0,) * len(pictures))
-    coded = [_split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
+    coded = [split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
     masked = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
     contexts = contexts_to_try(family, opts.context)
     device = choose_device(opts.device, width * height)
@@ -105,7 +99,29 @@ def encode(
         return _at_size(at, kind, wanted, width * height * len(pictures))
 
 
-def _split_alpha(array: Pixels, opts: EncoderOptions) -> tuple[Pixels, bytes]:
+def header_for(
+    family: AnyModel,
+    opts: EncoderOptions,
+    width: int,
+    height: int,
+    mode: str,
+    frames: int = 1,
+    *,
+    adaptive: bool = False,
+) -> Header:
+    """The header of a file at the options' quality, whose context model is chosen later; ``ValueError`` as for
+    :func:`encode`.
+    """
+    side = default_tile(width, height) if opts.tile is None else opts.tile
+    if not side and not container.fits_one_tile(width, height):
+        raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
+    return Header(
+        width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, frames,
+        adaptive=adaptive, model_name="" if is_shipped(family.path) else family.path.stem,
+    )  # fmt: skip
+
+
+def split_alpha(array: Pixels, opts: EncoderOptions) -> tuple[Pixels, bytes]:
     """Colours as they are coded, and coded transparency, of (H, W, 2 or 4) pixels."""
     colour, transparency = array[:, :, :-1], array[:, :, -1]
     if colour.shape[2] == 1:

@@ -1,0 +1,104 @@
+"""Many pictures at once, and pictures as tensors: for services and training pipelines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from io import BytesIO
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile
+from torch import Tensor
+
+from pillow_lic import codec, plugin
+from pillow_lic.container import Frame, Header
+from pillow_lic.options import options_from
+from pillow_lic.pixels import Pixels
+
+Source = bytes | str | os.PathLike[str] | IO[bytes]
+
+
+def encode_batch(images: Iterable[Any], *, workers: int | None = None, **options: Any) -> list[bytes]:
+    """The .lic files of images, as ``save`` makes them with the same options.
+
+    images   Pillow images, uint8 arrays (H, W) or (H, W, 2 to 4), or uint8 tensors (C, H, W); only Pillow images
+             bring metadata (ICC profile and comment, as with ``save``)
+    workers  threads for range coding
+    options  those of :class:`pillow_lic.EncoderOptions`
+
+    On CUDA, pictures of one size (and tiles) go through the networks in batches; sums of floating-point numbers
+    then differ in their last bits, so that files may differ from those of ``save`` in a few symbols.  On the
+    CPU they are the same files.  Raises what ``save`` does.
+    """
+    opts = options_from(options, stacklevel=3)
+    return list(codec.encode_many((_pixels_of(image) for image in images), opts, workers))
+
+
+def decode_batch(
+    files: Iterable[Source], *, device: str | None = None, workers: int | None = None
+) -> list[Image.Image]:
+    """The first frames of .lic files (bytes, paths or open files) as images, as ``Image.open`` and ``load`` give them.
+
+    device   "cpu", "cuda", "cuda:1", or None: CUDA where there is one
+    workers  threads for range coding
+
+    On CUDA, pictures of one size (and tiles) go through the networks in batches, and pixels may differ by 1 from
+    those of single pictures.  On the CPU they are the same.  Raises what ``Image.open`` and ``load`` do.
+    """
+    infos: list[dict[Any, Any]] = []
+    found = [_to_host(t) for t in codec.decode_many(_frames(files, infos), device, workers)]
+    if any(pixels.is_pinned() for pixels in found):
+        torch.cuda.synchronize()
+    images = []
+    for pixels, info in zip(found, infos, strict=True):
+        image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
+        image.info = info
+        images.append(image)
+    return images
+
+
+def decode_tensor(data: Source, *, device: str | None = None) -> Tensor:
+    """The first frame of a .lic file as a uint8 tensor (C, H, W) on a device, C 1 to 4, without a Pillow image.
+
+    On CUDA the pixels never leave the device.  ``device=None`` is the CPU: workers of a data loader have no
+    business on the GPU.  Raises what ``Image.open`` and ``load`` do.
+    """
+    (frame,) = _frames([data], [])
+    if torch.device(device or "cpu").type == "cpu":
+        array = codec.decode(*frame, device or "cpu")
+        return torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy())
+    found: Tensor = next(codec.decode_many([frame], device))
+    return found
+
+
+def _frames(files: Iterable[Source], infos: list[dict[Any, Any]]) -> Iterator[tuple[Header, Frame]]:
+    """Headers and first frames, checked as Pillow checks them; appends what ``im.info`` would say."""
+    for file in files:
+        with ExitStack() as stack:
+            image = plugin.open(BytesIO(file) if isinstance(file, (bytes, bytearray, memoryview)) else file)
+            stack.enter_context(image)
+            reader = image._reader
+            assert reader is not None
+            reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
+            infos.append(image.info)
+            yield reader.header, reader.frame(0)
+
+
+def _pixels_of(image: Any) -> tuple[Pixels, dict[str, bytes]]:
+    if isinstance(image, Image.Image):
+        metadata = plugin.metadata_from({k: image.info.get(k) for k in ("icc_profile", "comment")})
+        return np.asarray(plugin.in_supported_mode(image)), metadata
+    if isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).squeeze(2).contiguous().cpu().numpy()
+    return np.asarray(image), {}
+
+
+def _to_host(pixels: Tensor) -> Tensor:
+    """A copy in pinned memory, complete when the device is; a tensor on the host is returned as it is."""
+    if not pixels.is_cuda:
+        return pixels
+    host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    return host.copy_(pixels, non_blocking=True)

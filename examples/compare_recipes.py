@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.models.transforms import Synthesis
@@ -27,15 +28,35 @@ from pillow_lic.training.validate import Curve, estimated_curve, jpeg_curve, val
 TIMED_STEPS = 23
 
 
-def step_time(recipe: Recipe, data: Path) -> float:
-    """Seconds a step: the mean of twenty, after three."""
+def step_time(recipe: Recipe, data: Path) -> tuple[float, float]:
+    """Seconds a step (the mean of twenty, after three) and the billions of operations in it."""
     trainer = Trainer(recipe, data)
     generator, loss, times = torch.Generator().manual_seed(1), Loss(trainer.model, recipe), []
+
+    def step() -> None:
+        trainer._step(trainer.crops.batch(recipe.batches.batch, generator), generator, loss)
+
+    with FlopCounterMode(display=False) as counter:
+        step()
     for _ in range(TIMED_STEPS):
         started = time.perf_counter()
-        trainer._step(trainer.crops.batch(recipe.batches.batch, generator), generator, loss)
+        step()
         times.append(time.perf_counter() - started)
-    return sum(times[3:]) / len(times[3:])
+    return sum(times[3:]) / len(times[3:]), counter.get_total_flops() / 1e9
+
+
+def peak() -> float:
+    """Billions of operations a second in the blocks' 3x3 convolution alone, forward, in bfloat16."""
+    conv = torch.nn.Conv2d(96, 96, 3, padding=1).to(torch.bfloat16)
+    conv = conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(8, 96, 32, 32, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    times = []
+    with torch.inference_mode():
+        for _ in range(60):
+            started = time.perf_counter()
+            conv(x)
+            times.append(time.perf_counter() - started)
+    return 2 * 8 * 32 * 32 * 96 * 96 * 9 / min(times) / 1e9
 
 
 def synthesis_time(recipe: Recipe, dtype: torch.dtype) -> float:
@@ -84,11 +105,17 @@ def main() -> None:
     if not given.time_only and given.images is None:
         parser.error("--images is needed to compare")
     found: list[dict[str, Any]] = []
+    most = peak() if given.time_only else 1.0
+    if given.time_only:
+        print(f"3x3 convolutions in bfloat16: {most:.0f} GFLOP/s")
     for path in given.recipes:
         recipe = load_recipe(path)
         line: dict[str, Any] = {"recipe": path.stem, "steps": recipe.schedule.steps}
         if given.time_only:
-            line["seconds a step"] = round(step_time(recipe, given.data), 3)
+            seconds, operations = step_time(recipe, given.data)
+            line["seconds a step"] = round(seconds, 3)
+            line["crops/s"] = round(recipe.batches.batch / seconds, 1)
+            line["share of the peak"] = round(operations / seconds / most, 3)
             line["float32 ms"] = round(synthesis_time(recipe, torch.float32), 1)
             line["bfloat16 ms"] = round(synthesis_time(recipe, torch.bfloat16), 1)
         else:

@@ -38,8 +38,8 @@ def test_only_the_tiles_in_and_around_it_are_decoded(photo: Image.Image, monkeyp
     data = coded(photo, tile=64)
     latents, pixels = [], []
     decode, synthesise = decoding._latents, decoding._pixels
-    monkeypatch.setattr(decoding, "_latents", lambda *a: latents.append(a[2]) or decode(*a))
-    monkeypatch.setattr(decoding, "_pixels", lambda *a: pixels.append(a[2]) or synthesise(*a))
+    monkeypatch.setattr(decoding, "_latents", lambda *a: latents.append(a[1]) or decode(*a))
+    monkeypatch.setattr(decoding, "_pixels", lambda *a: pixels.append(a[1]) or synthesise(*a))
     opened(data).read_region((70, 70, 80, 80))
     assert (len(latents), len(pixels)) == (9, 1)
     latents.clear()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
 from pillow_lic.codec.salvage import grey, salvaged
 from pillow_lic.container import Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, quiet
-from pillow_lic.models.loading import OneQuality, model_by_identity
+from pillow_lic.models.draft import FITTED_SCALE, Draft
+from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
 from pillow_lic.quantizers import scalar
@@ -53,7 +55,7 @@ def decode(
     array = np.empty((height, width, 3)[: 3 if header.mode.startswith("RGB") else 2], np.uint8)
     with quiet(on, threads or options.defaults.threads):
         coded = salvaged(model, header, frame.tiles, on) if frame.damaged else frame.tiles
-        _synthesise(model, header, coded, dict(wanted), array, on, scale)
+        _synthesise(_View(model, header, on, scale), coded, dict(wanted), array)
     if box is not None:
         array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
     if frame.alpha is None:
@@ -94,43 +96,76 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     return container.write(replace(header, context=best), metadata, chosen, reader.animation)
 
 
-def _synthesise(
-    model: OneQuality,
-    header: Header,
-    coded: Sequence[bytes | None],
-    wanted: Mapping[int, Tile],
-    array: Pixels,
-    device: torch.device,
-    scale: int,
-) -> None:
+@dataclass(frozen=True)
+class _View:
+    """What is decoded, where, and at which 1/scale."""
+
+    model: OneQuality
+    header: Header
+    device: torch.device
+    scale: int = 1
+
+    @cached_property
+    def draft(self) -> Draft | None:
+        """What takes the synthesis transform's place where little is to be seen."""
+        if self.scale < FITTED_SCALE or not isinstance(self.model, Model):
+            return None
+        return self.model.draft(self.device)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels that are looked at."""
+        return self.model.arch.latents if self.draft is None else self.draft.channels
+
+    @property
+    def margin(self) -> int:
+        """Latent positions around a tile that its pixels depend on."""
+        return self.model.arch.synthesis_margin if self.draft is None else self.draft.margin
+
+    def pixels(self, y: Tensor) -> Tensor:
+        """Pixels (3, H, W) at 1/scale of latents (1, channels, h, w)."""
+        if self.draft is not None:
+            found: Tensor = self.draft(y, self.scale)
+        else:
+            network = self.model.synthesis(y.device, block_dtype(y.device))
+            found = network(y, quality_tensor(self.header, y.device), self.scale)
+        return found[0]
+
+
+def _synthesise(view: _View, coded: Sequence[bytes | None], wanted: Mapping[int, Tile], array: Pixels) -> None:
     """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them, at 1/scale;
     those that are None become grey.
 
     Each tile's pixels are made once the latents around it are decoded too; latents are kept for three
     rows of tiles at a time.
     """
+    header = view.header
     h, w = latent_size(header.height), latent_size(header.width)
     waiting = list(wanted.items())
     first, last = waiting[0][1], waiting[-1][1]
-    near = Tile(0, first.top, last.bottom, first.left, last.right).grown(model.arch.synthesis_margin, h, w)
+    near = Tile(0, first.top, last.bottom, first.left, last.right).grown(view.margin, h, w)
     latents: dict[int, Tensor] = {}
     for number, tile in enumerate(tiles_of(header.width, header.height, header.tile)):
         if not tile.meets(*(LATENT_STRIDE * n for n in (near.left, near.top, near.right, near.bottom))):
             continue
         if tile.row not in latents:
-            rows = (model.arch.latents, tile.bottom - tile.top, w)
-            latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=device)
+            rows = (view.channels, tile.bottom - tile.top, w)
+            latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=view.device)
             latents.pop(tile.row - 3, None)
-        latents[tile.row][:, :, tile.left : tile.right] = tile_latents(model, header, tile, coded[number], device)
+        latents[tile.row][:, :, tile.left : tile.right] = _latents(view, tile, coded[number])
         if tile.right >= near.right:
             while waiting and (tile.bottom >= near.bottom or waiting[0][1].row < tile.row):
                 index, done = waiting.pop(0)
                 place = Tile(done.row, done.top - first.top, done.bottom - first.top,
                              done.left - first.left, done.right - first.left)  # fmt: skip
-                known = coded[index] is not None
-                values = _pixels(model, header, done, latents, scale) if known else grey(done, scale)
-                put_pixels(array, place, values, scale)
+                values = _pixels(view, done, latents) if coded[index] is not None else grey(done, view.scale)
+                put_pixels(array, place, values, view.scale)
                 report(len(wanted) - len(waiting), len(wanted))
+
+
+def _latents(view: _View, tile: Tile, data: bytes | None) -> Tensor:
+    """What is looked at of y of a tile, (channels, h, w)."""
+    return tile_latents(view.model, view.header, tile, data, view.device)[: view.channels]
 
 
 def tile_latents(model: OneQuality, header: Header, tile: Tile, data: bytes | None, device: torch.device) -> Tensor:
@@ -145,16 +180,14 @@ def tile_latents(model: OneQuality, header: Header, tile: Tile, data: bytes | No
     return y if found.priors.factor is None else y / found.priors.factor
 
 
-def _pixels(model: OneQuality, header: Header, tile: Tile, latents: Mapping[int, Tensor], scale: int) -> Tensor:
+def _pixels(view: _View, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
     """One tile's pixels (3, H, W) at 1/scale, synthesised from its latents and a margin of its neighbours'."""
-    h, w = latent_size(header.height), latent_size(header.width)
-    step = header.tile // LATENT_STRIDE or max(h, w)
-    around = tile.grown(min(model.arch.synthesis_margin, step), h, w)
+    h, w = latent_size(view.header.height), latent_size(view.header.width)
+    step = view.header.tile // LATENT_STRIDE or max(h, w)
+    around = tile.grown(min(view.margin, step), h, w)
     first = max(0, tile.row - 1)
     rows = [latents[r][:, :, around.left : around.right] for r in range(first, tile.row + 2) if r in latents]
     y = torch.cat(rows, dim=1)[:, around.top - first * step : around.bottom - first * step]
-    y = y[None].contiguous(memory_format=torch.channels_last)
-    network = model.synthesis(y.device, block_dtype(y.device))
-    output: Tensor = network(y, quality_tensor(header, y.device), scale)[0]
-    stride = LATENT_STRIDE // scale
+    output = view.pixels(y[None].contiguous(memory_format=torch.channels_last))
+    stride = LATENT_STRIDE // view.scale
     return output[:, stride * (tile.top - around.top) :, stride * (tile.left - around.left) :]

@@ -28,6 +28,7 @@ from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.compressai.family import Family, FamilyModel
 from pillow_lic.models.context.schedule import units_of
+from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
 from pillow_lic.models.transforms import (
     QUALITIES,
@@ -89,6 +90,11 @@ class Model:
     def synthesis(self, device: torch.device, dtype: torch.dtype) -> Synthesis:
         """The synthesis transform, likewise."""
         return self._network(Synthesis, "synthesis", device, dtype)  # type: ignore[no-any-return]
+
+    def draft(self, device: torch.device) -> Draft | None:
+        """What makes pictures at 1/4 and 1/8 quickly, if there is a file of it beside the model's."""
+        make = torch.inference_mode(False)(lambda: load_draft(self.path, self.identity, device))
+        return self._cached(("draft", device), make)  # type: ignore[no-any-return]
 
     def hyper_analysis(self, device: torch.device) -> HyperAnalysis:
         """h_a in float32: what it finds is written to the file, so it need not be exact."""

@@ -27,6 +27,7 @@ from pillow_lic.options import EncoderOptions
 from pillow_lic.symbols import CodedTile, flat, given
 from pillow_lic.training import distributed, export, validate
 from pillow_lic.training.data import image_files
+from pillow_lic.training.draft import write_draft
 from pillow_lic.training.loop import Trainer, progress
 from pillow_lic.training.probabilities import (
     count_magnitudes,
@@ -127,6 +128,7 @@ def finish(
         lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())
     tables = make_tables(counts)
     export.write_model(model, output, tables, context_tables, lattice_tables, distortion=recipe.distortion)
+    write_draft(output, data)
     if validation is None:
         return {}
     _say("measuring the model on the validation images")

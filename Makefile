@@ -1,5 +1,6 @@
 # make demo   save and open photographs, beside JPEG, WebP and AVIF
 # make test   the test suite        make lint   ruff and mypy
+# make test-compressai   comparisons with CompressAI, which needs an environment of its own
 # make bench  the benchmark; make bench DIR=folder for other images than Kodak
 PYTHON ?= python3
 VENV := .venv
@@ -11,13 +12,19 @@ DIR ?= ../shared/data/kodak
 REFERENCE := $(wildcard ../shared/data/reference/kodak)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+# Comparisons with CompressAI, which needs NumPy below 2: an environment of their own.
+BESIDE := .venv-compressai
+
+.PHONY: demo test test-compressai lint bench clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(IMAGES)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-compressai: $(BESIDE)/.installed
+	$(BESIDE)/bin/python -m pytest -o filterwarnings= tests/published $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -35,5 +42,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[imageio,bench,train,demo,dev]"
 	touch $@
 
+$(BESIDE)/.installed: pyproject.toml tests/published/constraints.txt
+	$(PYTHON) -m venv $(BESIDE)
+	$(BESIDE)/bin/python -m pip install --quiet --upgrade "pip>=24"
+	$(BESIDE)/bin/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep '^torch==' tests/published/constraints.txt)"
+	$(BESIDE)/bin/python -m pip install --quiet -c tests/published/constraints.txt -e ".[compressai]" bjontegaard hypothesis pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo bench-results dist build
+	rm -rf $(VENV) $(BESIDE) demo bench-results dist build

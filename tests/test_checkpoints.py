@@ -13,7 +13,7 @@ from pillow_lic.models.compressai.importing import import_checkpoints, qualities
 
 
 def checkpoint(name: str) -> Path:
-    return Path(__file__).parent / "compressai" / f"{name}.pth.tar"
+    return Path(__file__).parent / "published" / f"{name}.pth.tar"
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:

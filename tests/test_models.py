@@ -15,7 +15,7 @@ from pillow_lic import container
 from pillow_lic.cli import main
 from pillow_lic.models import loading
 
-CHECKPOINTS = Path(__file__).parent / "compressai"
+CHECKPOINTS = Path(__file__).parent / "published"
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ WITH_CONTEXT = ("mbt2018", "cheng2020-anchor")
 
 
 def checkpoint(name: str) -> Path:
-    return HERE / "compressai" / f"{name}.pth.tar"
+    return HERE / "published" / f"{name}.pth.tar"
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Make the small checkpoints of this folder: each architecture, some minutes with CompressAI's own modules.
 
-    python tests/compressai/train.py FOLDER-OF-IMAGES
+    python tests/published/train.py FOLDER-OF-IMAGES
 
 Needs CompressAI (make test-compressai builds an environment that has it).  The networks are far narrower
 than the published ones; what matters to the tests is that their statistics are those of photographs.
@@ -13,19 +13,19 @@ import time
 from pathlib import Path
 
 import numpy as np
+import operators  # noqa: F401  (before CompressAI)
 import torch
-from compressai.models import google, waseda
 from PIL import Image
 from torch import Tensor, nn
 
 HERE = Path(__file__).parent
-NETWORKS: dict[str, tuple[str, type[nn.Module], tuple[int, ...], float]] = {
-    "factorized": ("bmshj2018-factorized-3", google.FactorizedPrior, (16, 24), 0.013),
-    "hyperprior": ("bmshj2018-hyperprior-3", google.ScaleHyperprior, (16, 24), 0.013),
-    "mean-2": ("mbt2018-mean-2", google.MeanScaleHyperprior, (16, 24), 0.0067),
-    "mean-5": ("mbt2018-mean-5", google.MeanScaleHyperprior, (20, 32), 0.05),
-    "joint": ("mbt2018-3", google.JointAutoregressiveHierarchicalPriors, (16, 24), 0.013),
-    "cheng": ("cheng2020-anchor-3", waseda.Cheng2020Anchor, (16,), 0.013),
+NETWORKS: dict[str, tuple[str, tuple[int, ...], float]] = {
+    "factorized": ("bmshj2018-factorized-3", (16, 24), 0.013),
+    "hyperprior": ("bmshj2018-hyperprior-3", (16, 24), 0.013),
+    "mean-2": ("mbt2018-mean-2", (16, 24), 0.0067),
+    "mean-5": ("mbt2018-mean-5", (20, 32), 0.05),
+    "joint": ("mbt2018-3", (16, 24), 0.013),
+    "cheng": ("cheng2020-anchor-3", (16,), 0.013),
 }
 SIZE, BATCH = 128, 8
 
@@ -51,7 +51,7 @@ def batch(pictures: list[Tensor], random: np.random.Generator) -> Tensor:
 
 
 def train(kind: type[nn.Module], sizes: tuple[int, ...], weight: float, pictures: list[Tensor], seconds: float) -> dict:
-    """The state of a network after so many seconds."""
+    """The state of one of CompressAI's networks after so many seconds."""
     torch.manual_seed(1)
     random = np.random.default_rng(1)
     network = kind(*sizes).train()
@@ -85,11 +85,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--seconds", type=float, default=150)
     args = parser.parse_args()
+    from compressai.zoo.image import model_architectures
+
     torch.set_num_threads(1)
     pictures = load(args.images)
     for name in args.only:
-        file, kind, sizes, weight = NETWORKS[name]
-        state = train(kind, sizes, weight, pictures, args.seconds)
+        file, sizes, weight = NETWORKS[name]
+        state = train(model_architectures[file[:-2]], sizes, weight, pictures, args.seconds)
         # Half precision keeps the files small; whoever reads them gets the same numbers in float32.
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
         torch.save({"state_dict": state}, HERE / f"{file}.pth.tar")

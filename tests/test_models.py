@@ -31,6 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def _installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PILLOW_LIC_MODELS", str(folder))
+    monkeypatch.setattr(loading, "_loaded", {})
 
 
 def test_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

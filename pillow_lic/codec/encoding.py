@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -117,7 +118,7 @@ def header_for(
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     return Header(
         width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, frames,
-        adaptive=adaptive, model_name="" if is_shipped(family.path) else family.path.stem,
+        adaptive=adaptive, model_name="" if is_shipped(family.path) else Path(opts.model_name).stem,
     )  # fmt: skip
 
 

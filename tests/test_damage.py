@@ -5,11 +5,13 @@ from __future__ import annotations
 import zlib
 from dataclasses import replace
 from io import BytesIO
+from unittest.mock import ANY
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 from conftest import coded, pixels_of
+from fuzz import damage, seeds
 from PIL import Image, UnidentifiedImageError
 
 from pillow_lic import container, symbols
@@ -41,6 +43,34 @@ def test_every_flipped_byte(tiny: bytes) -> None:
 def test_every_cut(tiny: bytes) -> None:
     for length in range(len(tiny)):
         assert outcome(tiny[:length]) == "error", length
+
+
+KINDS = ("none-scalar", "staircase-e8", "autoregressive-diamond", "grey", "alpha", "alpha-even", "tiled", "metadata")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_flip_and_cut_of_every_kind_is_an_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``python -m fuzz.damage`` does this with all kinds (docs/security.md)."""
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(seeds.GOLDEN))
+    assert {what for _, what in damage.count(name, lenient=False)} == {"error"}
+
+
+@pytest.mark.parametrize(("name", "every"), [("none-e8", 3), ("tiled", 37), ("alpha", 5), ("everything", 199)])
+def test_with_load_truncated_images_a_part_is_right_and_said_to_be_one(
+    name: str, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(seeds.GOLDEN))
+    found = damage.count(name, lenient=True, every=every)
+    assert {what for _, what in found} <= {"error", "right", "part"}
+    assert name not in ("tiled", "everything") or any(what == "part" for _, what in found)
+
+
+def test_a_planted_silent_corruption_is_a_wrong_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(seeds.GOLDEN))
+    seeds.seeds()  # before checksums mean nothing
+    monkeypatch.setattr(container, "_checksum", lambda kind, payload: ANY)
+    monkeypatch.setattr(symbols, "_checksum", lambda tile: ANY)
+    assert any(what == "WRONG" for _, what in damage.count("none-scalar", lenient=False, every=3))
 
 
 def test_a_wrong_mean_is_found(small: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import ANY
 
 import imageio.v3 as iio
 import numpy as np
@@ -106,16 +107,9 @@ def flat_tiles(photo: Image.Image) -> bytes:
 
 
 def index_damages(data: bytes) -> list[bytes]:
-    """The file with every byte of its index replaced by every other."""
-    _, _, start = parts(data)
-    out = []
-    for position in range(start - 2, start):
-        for value in range(256):
-            damaged = bytearray(data)
-            damaged[position] = value
-            if damaged != data:
-                out.append(bytes(damaged))
-    return out
+    """The file with the first length of its index replaced by every other of one byte."""
+    first = parts(data)[2] - 2
+    return [data[:first] + bytes((value,)) + data[first + 1 :] for value in range(128) if value != data[first]]
 
 
 def wrong_tiles(data: bytes, damaged: list[bytes]) -> int:
@@ -137,19 +131,10 @@ def test_no_tile_is_shown_in_anothers_place(photo: Image.Image) -> None:
     assert wrong_tiles(data, index_damages(data)) == 0
 
 
-class AnyLength:
-    """Equal to any bytes: what a salvage that does not look at a tile's length would find."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, bytes)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 def test_a_planted_silent_corruption_is_found(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trusting the index, as long as checksums are right, shows tiles in the wrong places: the test above sees it."""
 
-    monkeypatch.setattr(salvage, "pack", lambda model, tile, *_: AnyLength())
+    monkeypatch.setattr(salvage, "pack", lambda model, tile, *_: ANY)
     data = flat_tiles(photo)
     assert wrong_tiles(data, index_damages(data)) > 0
 

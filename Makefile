@@ -1,6 +1,7 @@
 # make demo   save and open photographs, beside JPEG, WebP and AVIF
 # make test   the test suite        make lint   ruff and mypy
 # make test-compressai   comparisons with CompressAI, which needs an environment of its own
+# make bench-throughput  many pictures: worker processes, profile, cold start
 # make bench  the benchmark; make bench DIR=folder for other images than Kodak
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ STAMP := $(VENV)/.installed
 # Comparisons with CompressAI, which needs NumPy below 2: an environment of their own.
 BESIDE := .venv-compressai
 
-.PHONY: demo test test-compressai lint bench clean
+.PHONY: demo test test-compressai lint bench bench-throughput clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(IMAGES)
@@ -33,6 +34,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/lic bench $(DIR) $(if $(REFERENCE),--reference $(REFERENCE)) $(ARGS)
+
+bench-throughput: $(STAMP)
+	$(BIN)/lic bench $(DIR) --profile --cold-start --throughput 200 $(ARGS)
 
 # torch comes first and alone: resolved together with the rest, pip may take the CUDA build.
 $(STAMP): pyproject.toml constraints.txt

@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source")
     parser.add_argument("target")
-    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--actors", type=int, default=1, help="one core each; reading needs one as well")
     parser.add_argument("--quality", type=float, default=4)
     args = parser.parse_args()
     files = ray.data.read_binary_files(args.source, include_paths=True)
@@ -60,8 +60,8 @@ def main() -> None:
     settings = {"folder": args.target, "quality": args.quality}
     done = files.map_batches(Encoder, fn_constructor_kwargs=settings, batch_size=8, compute=actors).take_all()
     print(f"{len(done)} files, {sum(row['size'] for row in done)} bytes")
-    pictures = ray.data.read_binary_files(args.target).map_batches(decode, batch_size=8)
-    print(f"mean brightness {np.mean([row['image'].mean() for row in pictures.iter_rows()]):.1f}")
+    pictures = ray.data.read_binary_files(args.target).map_batches(decode, batch_size=8).take_all()
+    print(f"{len(pictures)} pictures, mean brightness {np.mean([row['image'].mean() for row in pictures]):.1f}")
 
 
 if __name__ == "__main__":

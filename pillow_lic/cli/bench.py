@@ -31,11 +31,22 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
                         help="compare these with the first of them instead")  # fmt: skip
     parser.add_argument("--contexts", action="store_true",
                        help="compare the model's context models with each other instead")  # fmt: skip
+    group = parser.add_argument_group("speed, instead of the comparison")
+    group.add_argument("--throughput", type=int, metavar="N",
+                       help="worker processes beside a plain loop on N photographs; CUDA too")  # fmt: skip
+    group.add_argument("--jobs", type=int, default=2, help="worker processes (%(default)s)")
+    group.add_argument("--profile", action="store_true", help="where the time goes, by stage")
+    group.add_argument("--cold-start", action="store_true", help="process start to the first pixels")
+    group.add_argument("--scaling", metavar="PNG", help="plot time by files, time and memory by megapixels")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
+    if args.throughput or args.profile or args.cold_start or args.scaling:
+        _speed(args)
+        return
+
     from tqdm import tqdm
 
     from pillow_lic.bench import codecs, contexts, measure, report, variants
@@ -86,3 +97,34 @@ def run(args: argparse.Namespace) -> None:
     if similarity["LIC"]:
         report.write_plot(output / "ms-ssim.png", {n: c for n, c in similarity.items() if c}, "MS-SSIM, dB", title)
     print(f"results in {output}", file=sys.stderr)
+
+
+def _speed(args: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from pillow_lic.bench import scaling, stages, throughput
+    from pillow_lic.training.data import image_files
+
+    folder = Path(args.folder)
+    reports = []
+    if args.profile:
+        reports.append(stages.text(stages.profile(stages.photographs(image_files(folder), 4))))
+    if args.cold_start:
+        reports.append(throughput.first_picture(folder))
+    if args.throughput:
+        with tqdm(unit="run", desc="throughput", delay=2) as bar:
+
+            def on_step(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            reports.append(throughput.compare(folder, args.throughput, args.jobs, on_step))
+        if torch.cuda.is_available():
+            reports.append(throughput.on_cuda(folder))
+    if args.scaling:
+        files = scaling.by_files(folder, scaling.FILES, args.jobs)
+        sizes = scaling.by_size(folder, scaling.SIDES)
+        scaling.plot(Path(args.scaling), files, sizes)
+        reports.append(scaling.text(files, sizes))
+    print("\n\n".join(reports))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 import torch
 
 from pillow_lic import options
+
+Result = TypeVar("Result")
 
 WORTH_CUDA = 256 * 256
 """Pixels from which a transfer to the GPU pays."""
@@ -30,7 +34,12 @@ def quiet(device: torch.device, threads: int | None = None) -> Iterator[None]:
 
 
 def choose_device(name: str | None, pixels: int) -> torch.device:
-    """The device to work on; ``ValueError`` if it does not exist."""
+    """The device to work on; ``ValueError`` if it does not exist.
+
+    Where a GPU is missing that only a default asks for (``set_defaults``, PILLOW_LIC_DEVICE), it is the CPU, with
+    one warning: a default may be meant for several machines.
+    """
+    by_call = name is not None and name != options.defaults.device
     name = name or options.defaults.device or os.environ.get("PILLOW_LIC_DEVICE") or None
     if name is None:
         # A forked child cannot use the CUDA of its parent, and nobody asked for it by name.
@@ -41,10 +50,42 @@ def choose_device(name: str | None, pixels: int) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} does not exist here; this torch sees {torch.cuda.device_count()} GPUs")
+        if by_call:
+            raise ValueError(_missing(name))
+        tell_once(f"{_missing(name)}; working on the CPU")
+        return torch.device("cpu")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}")
     return device
+
+
+def _missing(name: str) -> str:
+    """What to say of a GPU that is not there."""
+    if torch.version.cuda is None:
+        advice = f"torch {torch.__version__} is built without CUDA, install a build with it (https://pytorch.org)"
+    else:
+        advice = f"torch sees {torch.cuda.device_count()} GPUs, check the driver with nvidia-smi"
+    return f"device {name!r} does not exist here: {advice}"
+
+
+def or_on_cpu(device: torch.device, work: Callable[[torch.device], Result]) -> Result:
+    """What some work on a device gives; on the CPU, with one warning, if the GPU's memory does not suffice."""
+    try:
+        return work(device)
+    except torch.cuda.OutOfMemoryError as error:
+        if device.type == "cpu":
+            raise
+        reason = str(error).partition(".")[0]
+    # Outside the handler, whose traceback would keep the GPU's tensors alive.
+    torch.cuda.empty_cache()
+    tell_once(f"{device} is out of memory ({reason}); working on the CPU. Smaller tiles (tile=) need less")
+    return work(torch.device("cpu"))
+
+
+@cache
+def tell_once(message: str) -> None:
+    """Warn, once in a process."""
+    warnings.warn(message, stacklevel=5)
 
 
 @cache

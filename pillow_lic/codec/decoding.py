@@ -17,7 +17,7 @@ from pillow_lic import alpha, container, options
 from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
 from pillow_lic.codec.salvage import grey, salvaged
 from pillow_lic.container import Frame, Header
-from pillow_lic.devices import block_dtype, choose_device, quiet
+from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
 from pillow_lic.models.draft import FITTED_SCALE, Draft
 from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
@@ -44,7 +44,6 @@ def decode(
     """
     model, _ = model_by_identity(header.model_id, header.model_name).at_quality(header.quality_code)
     left, top, right, bottom = box or (0, 0, header.width, header.height)
-    on = choose_device(device, (right - left) * (bottom - top))
     tiles = tiles_of(header.width, header.height, header.tile)
     wanted = [(n, tile) for n, tile in enumerate(tiles) if tile.meets(left, top, right, bottom)]
     first = wanted[0][1]
@@ -53,9 +52,13 @@ def decode(
     width = -(-min(LATENT_STRIDE * size[1], header.width - origin[0]) // scale)
     height = -(-min(LATENT_STRIDE * size[0], header.height - origin[1]) // scale)
     array = np.empty((height, width, 3)[: 3 if header.mode.startswith("RGB") else 2], np.uint8)
-    with quiet(on, threads or options.defaults.threads):
-        coded = salvaged(model, header, frame.tiles, on) if frame.damaged else frame.tiles
-        _synthesise(_View(model, header, on, scale), coded, dict(wanted), array)
+
+    def fill(on: torch.device) -> None:
+        with quiet(on, threads or options.defaults.threads):
+            coded = salvaged(model, header, frame.tiles, on) if frame.damaged else frame.tiles
+            _synthesise(_View(model, header, on, scale), coded, dict(wanted), array)
+
+    or_on_cpu(choose_device(device, (right - left) * (bottom - top)), fill)
     if box is not None:
         array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
     if frame.alpha is None:

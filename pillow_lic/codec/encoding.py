@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Protocol
@@ -20,7 +21,7 @@ from pillow_lic.codec.analysis import Part, analysed
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor, report
 from pillow_lic.codec.decoding import decode
 from pillow_lic.container import MAX_QUALITY_CODE, Animation, Frame, Header
-from pillow_lic.devices import block_dtype, choose_device, quiet
+from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.compressai.family import Family
 from pillow_lic.models.loading import AnyModel, Model, OneQuality, is_shipped, load_model
@@ -77,9 +78,8 @@ def encode(
     coded = [split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
     masked = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
     contexts = contexts_to_try(family, opts.context)
-    device = choose_device(opts.device, width * height)
 
-    def at(code: int, *, quickly: bool = False) -> bytes:
+    def at(device: torch.device, code: int, *, quickly: bool = False) -> bytes:
         model, code = family.at_quality(code)
         there, names, effort = replace(header, quality_code=code), contexts, opts.effort
         levels = [masked] * len(coded)
@@ -91,13 +91,16 @@ def encode(
         best, found = _encode(model, coded, there, levels, names, effort, device)
         return container.write(replace(there, context=best), metadata or {}, found, animation)
 
-    with quiet(device, opts.threads):
-        if opts.target is None:
-            return at(opts.quality_code)
-        kind, wanted = opts.target
-        if kind == "target_psnr":
-            return _at_psnr([colour for colour, _ in coded], at, wanted, opts.device)
-        return _at_size(at, kind, wanted, width * height * len(pictures))
+    def on(device: torch.device) -> bytes:
+        with quiet(device, opts.threads):
+            if opts.target is None:
+                return at(device, opts.quality_code)
+            kind, wanted = opts.target
+            if kind == "target_psnr":
+                return _at_psnr([colour for colour, _ in coded], partial(at, device), wanted, opts.device)
+            return _at_size(partial(at, device), kind, wanted, width * height * len(pictures))
+
+    return or_on_cpu(choose_device(opts.device, width * height), on)
 
 
 def header_for(

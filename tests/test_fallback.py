@@ -1,0 +1,131 @@
+"""What is missing is said, and where a CPU can do the work, it does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import coded, pixels_of
+from PIL import Image
+
+import pillow_lic
+from pillow_lic import codec, devices, options
+from pillow_lic.codec import decoding, encoding
+
+
+@pytest.fixture(autouse=True)
+def _not_told_yet() -> Iterator[None]:
+    before = options.defaults
+    devices.tell_once.cache_clear()
+    yield
+    devices.tell_once.cache_clear()
+    options.defaults = before
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_a_default_asks_for_may_be_missing(small: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = coded(small)
+    monkeypatch.setenv("PILLOW_LIC_DEVICE", "cuda")
+    with pytest.warns(UserWarning, match=r"'cuda' does not exist here: .*built without CUDA.*; working on the CPU"):
+        assert coded(small) == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert coded(small) == expected  # told once
+        pixels_of(expected)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_defaults_of_the_process_are_such_a_default(small: Image.Image) -> None:
+    pillow_lic.set_defaults(device="cuda:1")
+    with pytest.warns(UserWarning, match="'cuda:1' does not exist here"):
+        assert coded(small)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_a_call_asks_for_must_be_there(small: Image.Image) -> None:
+    with pytest.raises(ValueError, match=r"'cuda' does not exist here: .*install a build with it"):
+        coded(small, device="cuda")
+    with pytest.raises(ValueError, match="'cuda' does not exist here"):
+        codec.transcode(coded(small), "none", device="cuda")
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, small: Image.Image) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(ValueError, match="torch sees 0 GPUs, check the driver with nvidia-smi"):
+        coded(small, device="cuda")
+
+
+def full(function: Callable[..., object], place: int) -> Callable[..., object]:
+    """The function on a GPU that has no memory left; its argument at ``place`` holds or is the device."""
+
+    def run(*args: object) -> object:
+        on = getattr(args[place], "device", args[place])
+        if on.type == "cuda":  # type: ignore[attr-defined]
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return function(*args)
+
+    return run
+
+
+@pytest.fixture
+def full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = [torch.device("cuda")]
+    for module in (decoding, encoding):
+        monkeypatch.setattr(module, "choose_device", lambda name, pixels: chosen[0])
+    monkeypatch.setattr(decoding, "_synthesise", full(decoding._synthesise, 0))
+    monkeypatch.setattr(encoding, "_encode", full(encoding._encode, 6))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+def test_a_full_gpu_leaves_the_work_to_the_cpu(small: Image.Image, request: pytest.FixtureRequest) -> None:
+    data = coded(small)
+    expected = pixels_of(data)
+    request.getfixturevalue("full_gpu")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert coded(small) == data
+        assert np.array_equal(pixels_of(data), expected)
+        pixels_of(data)
+    assert [str(w.message) for w in said] == [
+        "cuda is out of memory (CUDA out of memory); working on the CPU. Smaller tiles (tile=) need less"
+    ]
+
+
+def test_memory_that_the_cpu_does_not_have_is_an_error(small: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = coded(small)
+
+    def fail(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(decoding, "_synthesise", fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        pixels_of(data)
+
+
+def test_missing_weights_are_named_with_the_place_for_them(small: Image.Image, tmp_path: Path) -> None:
+    data = bytearray(coded(small))
+    reader_id = data.index(b"HEAD") + 5 + 2 + 2
+    data[reader_id : reader_id + 8] = b"whatever"
+    from fuzz.cases import assemble, parse
+
+    chunks = parse(bytes(data))
+    with (
+        Image.open(BytesIO(assemble(chunks))) as image,
+        pytest.raises(OSError, match="which is not installed") as error,
+    ):
+        image.load()
+    assert "put its .safetensors file into" in str(error.value)
+    with pytest.raises(ValueError, match="no model 'nope' is installed; there are: .*mse"):
+        coded(small, model="nope")

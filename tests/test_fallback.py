@@ -127,5 +127,5 @@ def test_missing_weights_are_named_with_the_place_for_them(small: Image.Image, t
     ):
         image.load()
     assert "put its .safetensors file into" in str(error.value)
-    with pytest.raises(ValueError, match="no model 'nope' is installed; there are: .*mse"):
+    with pytest.raises(ValueError, match=r"no model 'nope' is installed; there are: .*mse"):
         coded(small, model="nope")

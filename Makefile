@@ -1,6 +1,7 @@
 # make demo   save and open photographs, beside JPEG, WebP and AVIF
 # make test   the test suite        make lint   ruff and mypy
 # make test-compressai   comparisons with CompressAI, which needs an environment of its own
+# make test-oldest   the tests of the plugins with the oldest Pillow, NumPy and imageio
 # make bench-throughput  many pictures: worker processes, profile, cold start
 # make bench  the benchmark; make bench DIR=folder for other images than Kodak
 PYTHON ?= python3
@@ -13,10 +14,13 @@ DIR ?= ../shared/data/kodak
 REFERENCE := $(wildcard ../shared/data/reference/kodak)
 STAMP := $(VENV)/.installed
 
+OLDEST := .venv-oldest
+PLUGIN_TESTS := $(addprefix tests/test_,$(addsuffix .py,animation draft golden imageio modes pillow region))
+
 # Comparisons with CompressAI, which needs NumPy below 2: an environment of their own.
 BESIDE := .venv-compressai
 
-.PHONY: demo test test-compressai lint bench bench-throughput clean
+.PHONY: demo test test-compressai test-oldest lint bench bench-throughput clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(IMAGES)
@@ -26,6 +30,9 @@ test: $(STAMP)
 
 test-compressai: $(BESIDE)/.installed
 	$(BESIDE)/bin/python -m pytest -o filterwarnings= tests/published $(ARGS)
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n 2 $(PLUGIN_TESTS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -53,5 +60,13 @@ $(BESIDE)/.installed: pyproject.toml tests/published/constraints.txt
 	$(BESIDE)/bin/python -m pip install --quiet -c tests/published/constraints.txt -e ".[compressai]" bjontegaard hypothesis pytest
 	touch $@
 
+# Only the old versions are installed; all else, torch above all, comes from the other environment.
+$(OLDEST)/.installed: $(STAMP) constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps -r constraints-oldest.txt
+	path='import sysconfig; print(sysconfig.get_path("purelib"))' && \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$path")')" > "$$($(OLDEST)/bin/python -c "$$path")/others.pth"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(BESIDE) demo bench-results dist build
+	rm -rf $(VENV) $(BESIDE) $(OLDEST) demo bench-results dist build

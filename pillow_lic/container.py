@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import IO
 
 from pillow_lic.signature import SIGNATURE
@@ -307,6 +308,12 @@ class Reader:
                 alpha = payload if right else b""
             else:
                 self._skip_unknown(kind, length)
+
+    def hold(self) -> IO[bytes]:
+        """Go on with a copy of the file in memory, and return it."""
+        self._fp.seek(0)
+        self._fp = BytesIO(self._fp.read())
+        return self._fp
 
     def verify(self) -> None:
         """Compare every checksum without decoding; ``OSError`` if one is wrong."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,8 @@ DEFAULT_CONTEXT = "staircase"
 
 FAST_CONTEXTS = ("checkerboard", "channel", "staircase")
 """What "auto" tries besides none: all that decode in at most 1.6 times the time."""
+
+_OURS = ("PIL", "imageio", "imageio_plugin", "pillow_lic")
 
 TARGETS = ("target_size", "target_bpp", "target_psnr")
 
@@ -168,13 +171,8 @@ def set_defaults(**options: Any) -> None:
     defaults = replace(defaults, **options)
 
 
-def options_from(
-    values: Mapping[str, Any], *, also_known: frozenset[str] = frozenset(), stacklevel: int = 4
-) -> EncoderOptions:
-    """Options of a save call; names that mean nothing here warn, as ``also_known`` ones do not.
-
-    ``stacklevel`` is that of the warning, for the user's line to be named.
-    """
+def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = frozenset()) -> EncoderOptions:
+    """Options of a save call; names that mean nothing here warn, as ``also_known`` ones do not."""
     known = {k: v for k, v in values.items() if k in OPTION_NAMES}
     # What a call says of the model replaces whatever the defaults say of it, and so with targets.
     for group in (("model", "tune"), TARGETS):
@@ -186,8 +184,16 @@ def options_from(
 
             near = difflib.get_close_matches(name, OPTION_NAMES | also_known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=stacklevel)
+            warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=_users_level())
     return replace(defaults, **known)
+
+
+def _users_level() -> int:
+    """How far up the stack, from the function that asks, the line lies that called Pillow, imageio or us."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _number(name: str, value: Any, kind: str = "a number from 1 to 8") -> float:

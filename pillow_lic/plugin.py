@@ -11,6 +11,7 @@ import struct
 import threading
 from io import BytesIO
 from numbers import Real
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile, ImageSequence
@@ -159,7 +160,9 @@ class LicImageFile(ImageFile.ImageFile):
         frame = reader.frame(self._frame)
         pixels = codec.decode(reader.header, frame, self.device, scale=self._scale, threads=self.threads)
         # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
-        if self._exclusive_fp and not self.is_animated:
+        if self._exclusive_fp and source is self.fp:
+            if self.is_animated:
+                self._fp = reader.hold()  # the other frames, whatever becomes of the file
             source.close()
         self._size = (pixels.shape[1], pixels.shape[0])  # which thumbnail() changes, of all frames
         self._im = None
@@ -173,6 +176,23 @@ class LicImageFile(ImageFile.ImageFile):
         if source is None or isinstance(source, DeferredError) or source.closed:
             raise OSError("the LIC file was closed before its pixels were loaded")
         return source
+
+    def save(
+        self,
+        fp: str | bytes | os.PathLike[str] | os.PathLike[bytes] | IO[bytes],
+        format: str | None = None,
+        **params: Any,
+    ) -> None:
+        """As ``Image.save`` does, but a .lic file is written over only once the new one is made.
+
+        So a save that fails leaves it as it was, and the file may be the one that this image is read from.
+        """
+        if isinstance(fp, (str, bytes, os.PathLike)) and is_lic(os.fspath(fp), format):
+            coded = BytesIO()
+            super().save(coded, FORMAT, **params)
+            Path(os.fsdecode(fp)).write_bytes(coded.getvalue())
+        else:
+            super().save(fp, format, **params)
 
     def load_seek(self, pos: int) -> None:
         """Nothing to seek: the pixels are in memory by then."""
@@ -221,6 +241,11 @@ def open(
     return image
 
 
+def is_lic(path: str | bytes, format: str | None) -> bool:
+    """Whether Pillow would save a file of that name, in that format if one is given, as LIC."""
+    return format.upper() == FORMAT if format else os.path.splitext(os.fsdecode(path))[1].lower() == EXTENSION
+
+
 def info_of(header: container.Header) -> dict[str, Any]:
     """What ``im.info`` tells about the coding."""
     from pillow_lic import options
@@ -238,7 +263,7 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     from pillow_lic import options
 
     info = dict(im.encoderinfo)
-    opts = options.options_from(info, also_known=SAVE_EXTRAS, stacklevel=5 if save_all else 4)
+    opts = options.options_from(info, also_known=SAVE_EXTRAS)
     if 0 in im.size:
         raise ValueError("cannot write an empty image as LIC")
     # icc_profile=None drops the image's own profile, no icc_profile keeps it.

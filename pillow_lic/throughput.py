@@ -33,7 +33,7 @@ def encode_batch(images: Iterable[Any], *, workers: int | None = None, **options
     then differ in their last bits, so that files may differ from those of ``save`` in a few symbols.  On the
     CPU they are the same files.  Raises what ``save`` does.
     """
-    opts = options_from(options, stacklevel=3)
+    opts = options_from(options)
     return list(codec.encode_many((_pixels_of(image) for image in images), opts, workers))
 
 

@@ -65,6 +65,30 @@ def test_a_file_stays_open_until_it_is_closed(film: bytes, tmp_path: Path) -> No
         gc.collect()
 
 
+def test_saving_over_itself_keeps_all_frames(film: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "film.lic"
+    path.write_bytes(film)
+    with Image.open(path) as image:
+        image.save(path, save_all=True, quality=2)
+    with Image.open(path) as image:
+        assert image.info["quality"] == 2
+        assert [frame.info["duration"] for frame in ImageSequence.Iterator(image)] == [100, 200, 40]
+
+
+def test_a_loaded_file_is_closed_and_goes_on(film: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "film.lic"
+    path.write_bytes(film)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        image = Image.open(path)
+        image.load()
+        path.unlink()
+        image.seek(2)
+        assert image.getpixel((0, 0)) is not None
+        del image
+        gc.collect()
+
+
 def test_durations_of_the_images_themselves(frames: list[Image.Image], tmp_path: Path) -> None:
     path = tmp_path / "film.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=[50, 60, 70], loop=2)

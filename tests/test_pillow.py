@@ -276,6 +276,29 @@ def test_saving_over_the_file_that_is_open(photo: Image.Image, tmp_path: Path) -
         assert psnr(photo, image) > 25
 
 
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failed_save_of_an_opened_image_leaves_what_was_there(
+    photo: Image.Image, tmp_path: Path, existing: bool
+) -> None:
+    path, target = tmp_path / "a.lic", tmp_path / "b.lic"
+    photo.save(path)
+    if existing:
+        target.write_bytes(path.read_bytes())
+    for options in ({"quality": "high"}, {"target_psnr": 99}, {"format": "LIC", "target_size": 3}):
+        with Image.open(path) as image, pytest.raises((TypeError, ValueError)):
+            image.save(target, **options)
+    assert target.exists() == existing
+    assert not existing or target.read_bytes() == path.read_bytes()
+    with Image.open(path) as image, pytest.warns(UserWarning, match="qualty") as caught:
+        image.save(str(target), qualty=3)
+    assert caught[0].filename == __file__
+    with Image.open(path) as image:
+        image.save(tmp_path / "c.png")
+        image.save(tmp_path / "d.jpg", format="LIC")
+    with Image.open(tmp_path / "d.jpg") as image:
+        assert image.format == "LIC"
+
+
 def test_no_warning_and_no_leaked_file(photo: Image.Image, tmp_path: Path) -> None:
     photo.save(tmp_path / "a.lic")
     with warnings.catch_warnings():

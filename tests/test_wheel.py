@@ -36,7 +36,9 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    weights = {f"pillow_lic/weights/{name}.{kind}" for name in ("mse", "ms-ssim") for kind in ("safetensors", "json")}
+    weights = {
+        f"pillow_lic/weights/{name}.{kind}" for name in ("mse", "ms-ssim") for kind in ("safetensors", "json", "draft")
+    }
     assert {*weights, "pillow_lic_autoload.py"} <= set(names)
     assert not [n for n in names if n.startswith(("tests", "docs", "weights"))]
     venv.create(tmp_path / "env", with_pip=True)

@@ -46,7 +46,7 @@ print(json.dumps([*times, *memory, peak()]))
 
 
 def by_files(folder: Path, counts: Sequence[int], jobs: int) -> list[tuple[int, float]]:
-    """Seconds that ``lic convert`` takes for so many pictures of 128x96."""
+    """Processor seconds that ``lic convert`` takes for so many pictures of 128x96, process starts included."""
     source = image_files(folder)
     found = []
     for count in counts:
@@ -57,7 +57,7 @@ def by_files(folder: Path, counts: Sequence[int], jobs: int) -> list[tuple[int, 
                 with Image.open(source[n % len(source)]) as image:
                     fitted(image).resize((128, 96)).save(photos / f"{n:04}.png")
             argv = ["-m", "pillow_lic", "convert", "--jobs", jobs, photos, Path(name, "lic")]
-            found.append((count, run(argv).seconds))
+            found.append((count, run(argv).processor))
     return found
 
 
@@ -88,7 +88,7 @@ def plot(path: Path, files: Sequence[tuple[int, float]], sizes: Sequence[tuple[f
 
     figure, (first, second, third) = pyplot.subplots(1, 3, figsize=(12, 3.6))
     first.plot(*zip(*files, strict=True), marker="o")
-    first.set(xlabel="files of 128x96", ylabel="seconds", title="lic convert")
+    first.set(xlabel="files of 128x96", ylabel="processor seconds", title="lic convert")
     megapixels, encode, decode, _, peak = zip(*sizes, strict=True)
     second.plot(megapixels, encode, marker="o", label="encode")
     second.plot(megapixels, decode, marker="o", label="decode")
@@ -107,8 +107,8 @@ def plot(path: Path, files: Sequence[tuple[int, float]], sizes: Sequence[tuple[f
 
 def text(files: Sequence[tuple[int, float]], sizes: Sequence[tuple[float, ...]]) -> str:
     """The plots' figures."""
-    lines = [f"{'files of 128x96':>16}{'seconds':>10}"]
-    lines += [f"{count:>16}{seconds:>10.1f}" for count, seconds in files]
+    lines = [f"{'files of 128x96':>16}{'processor s':>14}"]
+    lines += [f"{count:>16}{seconds:>14.1f}" for count, seconds in files]
     lines.append(f"{'megapixels':>16}{'encode, s':>12}{'decode, s':>12}{'encoding takes, MiB':>22}{'process, MiB':>14}")
     lines += [f"{mp:>16.1f}{e:>12.2f}{d:>12.2f}{m:>22.0f}{peak:>14.0f}" for mp, e, d, m, peak in sizes]
     return "\n".join(lines)

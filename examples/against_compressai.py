@@ -1,19 +1,25 @@
-"""Our autoregressive decoder and CompressAI's ``mbt2018`` side by side, on one picture, in one run.
+"""Our decoders and CompressAI's side by side, on the same weights and the same picture, in one run.
 
-    pip install compressai  # in an environment of its own: it needs NumPy below 2
-    python examples/against_compressai.py photo.png
+    make test-compressai  # makes an environment that has CompressAI, which needs NumPy below 2
+    .venv-compressai/bin/python examples/against_compressai.py photo.png --architecture mbt2018
 
-CompressAI's weights are untrained, which changes nothing about how long its decoder takes for a
-picture: it visits every latent position in a Python loop.
+Without --checkpoint the weights are random and spread as trained ones spread latents and scales.  That
+changes nothing about how CompressAI decodes the autoregressive models: position by position, in a Python loop.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +27,11 @@ from PIL import Image
 
 import pillow_lic
 from pillow_lic import codec, container
+from pillow_lic.models.compressai.importing import import_checkpoints
+from pillow_lic.models.compressai.networks import ARCHITECTURES
+from pillow_lic.models.loading import model_by_identity
+from pillow_lic.pixels import tiles_of
+from pillow_lic.symbols import decode_symbols
 
 pillow_lic.register_lic_opener()
 
@@ -35,24 +46,48 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
     return median(times)
 
 
-def ours(image: Image.Image, quality: float, context: str) -> Callable[[], object]:
-    """Decoding the picture as .lic."""
+def ours(image: Image.Image, **options: Any) -> tuple[Callable[[], object], Callable[[], object], int]:
+    """Decoding the picture as .lic, decoding its symbols alone, and its size in bytes."""
     out = BytesIO()
-    image.save(out, "LIC", quality=quality, context=context)
+    image.save(out, "LIC", **options)
     reader = container.Reader(BytesIO(out.getvalue()))
     reader.metadata()
     (frame,) = reader.frames()
-    return lambda: codec.decode(reader.header, frame)
+    model, _ = model_by_identity(reader.header.model_id).at_quality(reader.header.quality_code)
+    (place,) = tiles_of(image.width, image.height, 0)
+
+    def symbols() -> object:
+        with torch.inference_mode():
+            return decode_symbols(model, reader.header, place, frame.tiles[0], torch.device("cpu"))
+
+    return lambda: codec.decode(reader.header, frame), symbols, len(out.getvalue())
 
 
-def theirs(image: Image.Image) -> Callable[[], object]:
-    """Decoding the picture with CompressAI's joint autoregressive model."""
-    from compressai.zoo import mbt2018
+def network_of(architecture: str, quality: int, checkpoint: str | None) -> Any:
+    """CompressAI's network of published size."""
+    # Its torchvision needs help beside torch's CPU build.
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "tests" / "published"))
+    importlib.import_module("operators")
+    from compressai.zoo import image as zoo
 
+    if checkpoint is not None:
+        state = torch.load(checkpoint, weights_only=True)
+        return zoo.model_architectures[architecture].from_state_dict(state.get("state_dict", state)).eval()
     torch.manual_seed(0)
-    network = mbt2018(quality=4, pretrained=False).eval()
+    network = zoo._load_model(architecture, "mse", quality, pretrained=False).eval()
+    with torch.no_grad():
+        network.g_a[-1].weight *= 20
+        last = network.entropy_parameters if ARCHITECTURES[architecture].context else getattr(network, "h_s", None)
+        if last is not None and ARCHITECTURES[architecture].means:
+            bias = last[-1].bias
+            bias[: len(bias) // 2] += torch.logspace(-1, 1, len(bias) // 2)
+    return network
+
+
+def theirs(network: Any, image: Image.Image) -> tuple[Callable[[], object], Callable[[], object], int]:
+    """Decoding the picture with CompressAI, its synthesis alone, and its size in bytes."""
     network.update(force=True)
-    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None] / 255
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
         coded = network.compress(pixels)
 
@@ -60,26 +95,50 @@ def theirs(image: Image.Image) -> Callable[[], object]:
         with torch.inference_mode():
             return network.decompress(coded["strings"], coded["shape"])
 
-    return decode
+    def synthesis() -> object:
+        with torch.inference_mode():
+            return network.g_s(torch.zeros(1, network.M, image.height // 16, image.width // 16))
+
+    return decode, synthesis, sum(len(s) for strings in coded["strings"] for s in strings)
 
 
 def main() -> None:
     """Print the times and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("image")
-    parser.add_argument("--quality", type=float, default=4)
+    parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="mbt2018")
+    parser.add_argument("--quality", type=int, default=4, help="which of the published sizes")
+    parser.add_argument("--checkpoint", help="weights, instead of random ones")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5, help="of ours; theirs has one")
     args = parser.parse_args()
+    warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     with Image.open(args.image) as opened:
         image = opened.convert("RGB")
-    reference = seconds(theirs(image), 2)
-    print(f"{'CompressAI mbt2018':<24}{1000 * reference:>10.1f} ms")
-    for context in ("none", "staircase", "autoregressive"):
-        work = ours(image, args.quality, context)
-        work()  # weights are loaded, once
-        found = seconds(work, 5)
-        print(f"{'LIC, ' + context:<24}{1000 * found:>10.1f} ms, {reference / found:.0f} times faster")
+        image = image.crop((0, 0, image.width // 64 * 64, image.height // 64 * 64))  # CompressAI pads nothing
+    network = network_of(args.architecture, args.quality, args.checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / f"{args.architecture}.safetensors"
+        torch.save(network.state_dict(), model.with_suffix(".pth"))
+        (made,) = import_checkpoints([model.with_suffix(".pth")], args.architecture, model)
+        print(f"{args.architecture}, {made.channels} channels, {made.latents} latents, {image.width}x{image.height}")
+        decode, synthesis, size = theirs(network, image)
+        reference = seconds(decode, 1)
+        without = reference - seconds(synthesis, 3)
+        print(f"{'':<28}{'decoding':>12}{'without synthesis':>20}")
+        print(f"{'CompressAI':<28}{1000 * reference:>9.0f} ms{1000 * without:>17.0f} ms, {size} bytes")
+        variants: dict[str, dict[str, Any]] = {
+            f"LIC, {args.architecture}": {"model": model},
+            "LIC, mse, autoregressive": {"context": "autoregressive"},
+            "LIC, mse, staircase": {"context": "staircase"},
+        }
+        for name, options in variants.items():
+            work, symbols, size = ours(image, **options)
+            work()  # weights are loaded, once
+            found, entropy = seconds(work, args.rounds), seconds(symbols, args.rounds)
+            print(f"{name:<28}{1000 * found:>9.0f} ms{1000 * entropy:>17.0f} ms, {size} bytes, "
+                  f"{reference / found:.0f} and {without / entropy:.0f} times faster")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ def test_a_transposed_convolution_is_a_subpixel_convolution() -> None:
     with torch.inference_mode():
         calibration.see(x, torch.zeros(1, 4, 20, 28))
     bits = calibration.bits("h_s.0")
-    layer = Linear(integers_of(network, calibration), "h_s.0", Form(3, shuffle=True), CPU)
+    layer = Linear(integers_of(network, calibration), "h_s.0", Form(3, 16, 3, shuffle=True), CPU)
     found = layer.over(x[0].double() * 256) / 2**bits
     assert torch.allclose(found.float(), network.h_s[0](x)[0], atol=1e-3)
 
@@ -293,8 +293,8 @@ def test_layers_that_are_not_exact_are_refused() -> None:
         "a.shift": torch.zeros(1, dtype=torch.uint8),
     }
     with pytest.raises(ValueError, match="layer a is not exact"):
-        Linear(tensors, "a", Form(1), CPU)
-    Linear(tensors | {"a.weight": tensors["a.weight"][:, : 2**18]}, "a", Form(1), CPU)
+        Linear(tensors, "a", Form(2**18 + 64, 1), CPU)
+    Linear(tensors | {"a.weight": tensors["a.weight"][:, : 2**18]}, "a", Form(2**18, 1), CPU)
     assert LIMIT * (2**15 - 1) * 2**18 < 2**53 < LIMIT * (2**15 - 1) * (2**18 + 64)
 
 
@@ -337,6 +337,12 @@ def test_a_model_file_that_is_damaged(folder: Path, tmp_path: Path) -> None:
         load_model(made("none", {}, stops=[]))
     with pytest.raises(ValueError, match="impossible thresholds"):
         load_model(made("thresholds", {"thresholds": tensors["thresholds"].flip(0)}))
+    with pytest.raises(ValueError, match="impossible qualities"):
+        load_model(made("high", {}, stops=[about["stops"][0] | {"code": 1793}]))
+    with pytest.raises(ValueError, match="wrong shape"):
+        saved(Image.new("RGB", (32, 32)), model=made("shape", {"0.exact.context.weight": torch.zeros(48, 289).short()}))
+    with pytest.raises(OSError, match=r"size mismatch for 4\.weight"):
+        saved(Image.new("RGB", (32, 32)), model=made("transform", {"0.g_a.4.weight": torch.rand(2, 2)}))
     with pytest.raises(ValueError, match="not consist of integers"):
         saved(Image.new("RGB", (32, 32)), model=made("floats", {"0.exact.context.weight": torch.rand(48, 288)}))
     shutil.rmtree(tmp_path)

@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from platformdirs import user_data_path
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from pillow_lic.entropy.context import ExactContext
@@ -29,6 +29,7 @@ from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.compressai.family import Family, FamilyModel
 from pillow_lic.models.context.schedule import units_of
 from pillow_lic.models.draft import Draft, load_draft
+from pillow_lic.models.errors import reading
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
 from pillow_lic.models.transforms import (
     QUALITIES,
@@ -39,17 +40,12 @@ from pillow_lic.models.transforms import (
 )
 
 FORMAT = 1
-_STUMBLES = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _INTEGERS = ("exact.", "tables.")
 SEARCH_PATH_VARIABLE = "PILLOW_LIC_MODELS"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _lock = threading.RLock()
 _loaded: dict[bytes, AnyModel] = {}
 _identities: dict[tuple[Path, int, int], bytes] = {}
-
-
-class ModelError(OSError, ValueError):
-    """A model's file is damaged or no model: an option's value was wrong, or a picture cannot be decoded."""
 
 
 @dataclass
@@ -160,7 +156,7 @@ class Model:
     def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
         with _lock:
             if key not in self._made:
-                with _reading(self.path):
+                with reading(self.path):
                     self._made[key] = make()
             return self._made[key]
 
@@ -273,20 +269,9 @@ def _load(path: Path) -> AnyModel:
     with _lock:
         identity = _identity(path)
         if identity not in _loaded:
-            with _reading(path):
+            with reading(path):
                 _loaded[identity] = _read(path, identity)
         return _loaded[identity]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a model's file is a :class:`ModelError`."""
-    try:
-        yield
-    except (ModelError, torch.cuda.OutOfMemoryError):
-        raise
-    except _STUMBLES as error:
-        raise ModelError(f"{path} is damaged or not a pillow-lic model: {error}") from error
 
 
 def _check_shapes(exact: Mapping[str, Tensor], arch: Architecture) -> None:

@@ -41,7 +41,7 @@ class Calibration:
         for n, (form, layer) in enumerate(forms_of(self.network.h_s)):
             x = self._run(f"h_s.{n}", form, layer, x)
         if self.network.kind.context:
-            seen = self._run("context", Form(TAPS), self.network.context_prediction, y)
+            seen = self._run("context", Form(y.shape[1], 2 * y.shape[1], TAPS), self.network.context_prediction, y)
             x = torch.cat([x, seen], dim=1)
             for n, (form, layer) in enumerate(forms_of(self.network.entropy_parameters)):
                 x = self._run(f"parameters.{n}", form, layer, x)

@@ -9,7 +9,7 @@ the channels, whose outputs are the four phases.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,11 @@ _BAND = 4096
 
 @dataclass(frozen=True)
 class Form:
-    """What a layer does besides multiplying: ``size`` of its window, pixels from channels, and activation."""
+    """A layer without its numbers: channels, ``size`` of the window, pixels from channels, and activation."""
 
-    size: int
+    inputs: int
+    outputs: int
+    size: int = 1
     shuffle: bool = False
     activation: str = ""
 
@@ -50,15 +52,16 @@ def forms_of(network: nn.Module) -> list[tuple[Form, nn.Module]]:
     found: list[tuple[Form, nn.Module]] = []
     for layer in network.children():
         if isinstance(layer, nn.Conv2d):
-            found.append((Form(layer.kernel_size[0]), layer))
+            found.append((Form(layer.in_channels, layer.out_channels, layer.kernel_size[0]), layer))
         elif isinstance(layer, nn.ConvTranspose2d):
-            found.append((Form(3, shuffle=True), layer))
+            found.append((Form(layer.in_channels, 4 * layer.out_channels, 3, shuffle=True), layer))
         elif isinstance(layer, nn.Sequential):  # a convolution and a pixel shuffle
-            found.append((Form(3, shuffle=True), layer[0]))
+            form, conv = forms_of(layer[:1])[0]
+            found.append((replace(form, shuffle=True), conv))
         else:
             form, conv = found[-1]
             activation = "relu" if isinstance(layer, nn.ReLU) else "leaky"
-            found[-1] = (Form(form.size, form.shuffle, activation), conv)
+            found[-1] = (replace(form, activation=activation), conv)
     return found
 
 
@@ -69,7 +72,11 @@ class Linear:
         weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
         if any(t.is_floating_point() for t in (weight, bias, shift)):
             raise ValueError(f"the model's layer {name} does not consist of integers")
-        if weight.ndim != 2 or bias.shape != (len(weight),) or shift.shape != bias.shape:
+        if (
+            weight.shape != (form.outputs, form.inputs * form.size**2)
+            or bias.shape != (len(weight),)
+            or shift.shape != bias.shape
+        ):
             raise ValueError(f"the model's layer {name} has the wrong shape")
         if int(shift.min()) < 0 or int(shift.max()) > 48:
             raise ValueError(f"the model's layer {name} is out of range")
@@ -128,9 +135,10 @@ class ExactContext:
     """The context model and the network that joins it with the hyper-synthesis, over waves of positions."""
 
     def __init__(self, tensors: Mapping[str, Tensor], forms: Sequence[Form], device: torch.device) -> None:
-        self.window = Linear(tensors, "context", Form(1), device)
+        hyper = forms[0].inputs // 2
+        taps = TAPS * TAPS // 2
+        self.window = Linear(tensors, "context", Form(taps * hyper // 2, hyper), device)
         first, *self.rest = (Linear(tensors, f"parameters.{n}", form, device) for n, form in enumerate(forms))
-        hyper = first.weight.shape[0] - self.window.weight.shape[1]
         self.hyper_weight, self.hyper_start = first.weight[:hyper], first.start
         self.first = first
         first.weight = first.weight[hyper:].contiguous()

@@ -8,8 +8,7 @@ there is a context, around the mean that it says.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from pillow_lic.container import MAX_QUALITY_CODE
 from pillow_lic.entropy.coder import LIMIT as SYMBOL_LIMIT
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.tables import Tables
@@ -32,6 +32,7 @@ from pillow_lic.models.compressai.exact import (
     forms_of,
 )
 from pillow_lic.models.compressai.networks import ARCHITECTURES, Network, Published
+from pillow_lic.models.errors import reading
 
 HYPER_STRIDE = 4
 QUALITY_ONE = 256
@@ -91,7 +92,7 @@ class Family:
             raise ValueError(f"{path} has the architecture {architecture!r}, which needs a newer pillow-lic")
         stops = tuple(Stop(int(s["code"]), int(s["channels"]), int(s["latents"])) for s in about["stops"])
         codes = [s.code for s in stops]
-        if not codes or codes != sorted(set(codes)):
+        if not codes or codes != sorted(set(codes)) or not 0 <= codes[0] <= codes[-1] <= MAX_QUALITY_CODE:
             raise ValueError(f"{path} is damaged: impossible qualities")
         if any(not 1 <= n <= MOST_CHANNELS for s in stops for n in (s.channels, s.latents)):
             raise ValueError(f"{path} is damaged: impossible numbers of channels")
@@ -124,7 +125,7 @@ class Family:
         number, stop = min(enumerate(self.stops), key=lambda item: (abs(item[1].code - code), item[0]))
         with _lock:
             if number not in self._made:
-                with _damage(self.path):
+                with reading(self.path):
                     self._made[number] = FamilyModel(self, number, stop)
             return self._made[number], stop.code
 
@@ -301,10 +302,7 @@ class FamilyModel:
             with torch.device("meta"):
                 whole = Network(self.family.architecture, self._network.channels, self._network.latents)
             part: nn.Sequential = getattr(whole, name)
-            try:
-                part.load_state_dict(self._tensors(f"{name}."), assign=True)
-            except RuntimeError as error:
-                raise ValueError(f"{self.path} is damaged: {error}") from None
+            part.load_state_dict(self._tensors(f"{name}."), assign=True)
             part.to(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             return part.eval().requires_grad_(False)
 
@@ -323,17 +321,9 @@ class FamilyModel:
     def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
         with _lock:
             if key not in self._made:
-                with _damage(self.path):
+                with reading(self.path):
                     self._made[key] = make()
             return self._made[key]
-
-
-@contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 _NOTHING = np.zeros((0, 0, 0), np.int16)

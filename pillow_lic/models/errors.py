@@ -1,0 +1,27 @@
+"""What goes wrong when a model's file is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+_STUMBLES = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+
+
+class ModelError(OSError, ValueError):
+    """A model's file is damaged or no model: an option's value was wrong, or a picture cannot be decoded."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a model's file is a :class:`ModelError`."""
+    try:
+        yield
+    except (ModelError, torch.cuda.OutOfMemoryError):
+        raise
+    except _STUMBLES as error:
+        raise ModelError(f"{path} is damaged or not a pillow-lic model: {error}") from error

@@ -96,6 +96,7 @@ def encode_many(
             return _Encoding.start(family, array, metadata, opts, pool)
 
         batches = _Batches(on, _analyse)
+        most = 2 * batches.limit + 2
         ahead = deque(start(*item) for item in islice(coming, 2 * batches.limit + 2))
         waiting: deque[_Encoding] = deque()
         while ahead:
@@ -106,7 +107,7 @@ def encode_many(
                 picture.send_to(batches)
                 if not ahead or len(waiting) > 4 * batches.limit:
                     batches.finish()
-            while waiting and not waiting[0].open and (waiting[0].ready or not ahead or len(waiting) > 4):
+            while waiting and not waiting[0].open and (waiting[0].ready or not ahead or len(waiting) > most):
                 yield waiting.popleft().result()
 
 
@@ -305,7 +306,7 @@ def _analyse(group: Sequence[_Region], pixels: Tensor, quality: Tensor) -> None:
 def _pool(device: torch.device, workers: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads whose own torch operations take one core each."""
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "lic", torch.set_num_threads, (1,))
+    pool = ThreadPoolExecutor(workers or before, "lic", torch.set_num_threads, (1,))
     try:
         yield pool
     finally:

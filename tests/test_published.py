@@ -346,3 +346,64 @@ def test_a_model_file_that_is_damaged(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not consist of integers"):
         saved(Image.new("RGB", (32, 32)), model=made("floats", {"0.exact.context.weight": torch.rand(48, 288)}))
     shutil.rmtree(tmp_path)
+
+
+# -- the format's description in plain integers ------------------------------------------------------
+
+
+def layer(tensors: dict[str, np.ndarray], name: str, x: np.ndarray, activation: str = "") -> np.ndarray:
+    """(P, in) -> (P, out)."""
+    weight, bias, shift = (tensors[f"0.exact.{name}.{part}"].astype(np.int64) for part in ("weight", "bias", "shift"))
+    out = np.clip((x @ weight.T + bias + ((1 << shift) >> 1)) >> shift, -(2**20), 2**20)
+    if activation == "leaky":
+        return np.maximum(out, (out * 10486 + 2**19) >> 20)
+    return np.maximum(out, 0) if activation == "relu" else out
+
+
+def convolution(
+    tensors: dict[str, np.ndarray], name: str, x: np.ndarray, activation: str = "", doubled: bool = False
+) -> np.ndarray:
+    """3x3, (C, h, w)."""
+    _, h, w = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    windows = [padded[:, i : i + 3, j : j + 3].ravel() for i in range(h) for j in range(w)]
+    out = layer(tensors, name, np.stack(windows), activation).T.reshape(-1, h, w)
+    if doubled:
+        out = out.reshape(-1, 2, 2, h, w).transpose(0, 3, 1, 4, 2).reshape(-1, 2 * h, 2 * w)
+    return out
+
+
+@pytest.mark.parametrize("architecture", ["bmshj2018-hyperprior", "mbt2018", "cheng2020-anchor"])
+def test_the_format_in_plain_integers(architecture: str, folder: Path, photo: Image.Image) -> None:
+    """docs/format.md in NumPy's integers: the same means and tables from the same symbols."""
+    from safetensors.numpy import load_file
+
+    t = load_file(folder / f"{architecture}.safetensors")
+    tile = tile_of(saved(photo.crop((60, 20, 150, 90)), model=architecture))
+    latents, h, w = tile.y.shape
+    x = 256 * tile.z.astype(np.int64) + t["0.bottleneck.medians"][:, None, None]
+    if architecture == "cheng2020-anchor":
+        for n, doubled in enumerate((False, True, False, True)):
+            x = convolution(t, f"h_s.{n}", x, "leaky", doubled)
+        x = convolution(t, "h_s.4", x)
+    else:
+        kind = "relu" if architecture == "bmshj2018-hyperprior" else "leaky"
+        x = convolution(t, "h_s.1", convolution(t, "h_s.0", x, kind, True), kind, True)
+        x = convolution(t, "h_s.2", x, "relu" if kind == "relu" else "")
+    x = x[:, :h, :w]
+    if architecture in WITH_CONTEXT:
+        known = np.zeros((h + 4, w + 4, latents), np.int64)
+        parameters = np.zeros((2 * latents, h, w), np.int64)
+        for row in range(h):  # the order of waves changes nothing: whatever a window shows is known
+            for column in range(w):
+                window = known[row : row + 5, column : column + 5].reshape(25, latents)[:12].reshape(1, -1)
+                own = np.concatenate([x[None, :, row, column], layer(t, "context", window)], axis=1)
+                for n in range(3):
+                    own = layer(t, f"parameters.{n}", own, "leaky" if n < 2 else "")
+                parameters[:, row, column] = own[0]
+                known[row + 2, column + 2] = 64 * tile.y[:, row, column].astype(np.int64) + own[0, latents:]
+        x = parameters
+    mean = x[latents:] if len(x) > latents else np.zeros_like(x)
+    assert np.array_equal(tile.priors.mean.numpy(), mean)
+    assert np.array_equal(tile.priors.index.numpy(), np.searchsorted(t["thresholds"], x[:latents]))
+    assert len(np.unique(tile.priors.index)) > 3

@@ -27,11 +27,11 @@ from PIL import Image
 
 import pillow_lic
 from pillow_lic import codec, container
+from pillow_lic.codec.tiles import from_bytes
 from pillow_lic.models.compressai.importing import import_checkpoints
 from pillow_lic.models.compressai.networks import ARCHITECTURES
 from pillow_lic.models.loading import model_by_identity
 from pillow_lic.pixels import tiles_of
-from pillow_lic.symbols import decode_symbols
 
 pillow_lic.register_lic_opener()
 
@@ -58,7 +58,7 @@ def ours(image: Image.Image, **options: Any) -> tuple[Callable[[], object], Call
 
     def symbols() -> object:
         with torch.inference_mode():
-            return decode_symbols(model, reader.header, place, frame.tiles[0], torch.device("cpu"))
+            return from_bytes(model, reader.header, place, frame.tiles[0], torch.device("cpu"))
 
     return lambda: codec.decode(reader.header, frame), symbols, len(out.getvalue())
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import accumulate
 from typing import IO
 
 from pillow_lic.signature import SIGNATURE
@@ -23,7 +24,7 @@ HEAD, MODEL, ANIMATION, ALPHA, FRAME = b"HEAD", b"modl", b"ANIM", b"ALPH", b"FRA
 METADATA = {"exif": b"exif", "icc_profile": b"iccp", "xmp": b"xmpm", "comment": b"cmnt", "dpi": b"dpix"}
 
 MODES = ("L", "RGB", "LA", "RGBA")
-CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase")
+CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase", "volume")
 QUANTIZERS = ("scalar", "e8", "diamond", "bw16")
 
 MAX_SIDE = 2**24
@@ -45,7 +46,10 @@ MAX_POSITION_BYTES = 8192
 """Coded data of a latent position, above what any model can need: 768 latents of 43 bits and 512 hyperlatents."""
 
 _SPARE = 2**16
-_TILED, _MANY = 64, 128
+MAX_SCANS = 8
+"""Scans of a progressive file."""
+
+_PROGRESSIVE, _TILED, _MANY = 32, 64, 128
 _ADAPTIVE = 128
 _PIECE = 2**20
 
@@ -55,7 +59,8 @@ class Header:
     """What ``Image.open`` needs to know, and what the decoder needs before the first symbol.
 
     ``tile`` is the side of the tiles in pixels, 0 if every frame is one tile; ``adaptive``: whether
-    tiles have levels of quality.  ``model_name`` is there for people, in a chunk of its own after this one.
+    tiles have levels of quality; ``progressive``: whether they come in scans.  ``model_name`` is there for people,
+    in a chunk of its own after this one.
     """
 
     width: int
@@ -69,6 +74,7 @@ class Header:
     frames: int = 1
     adaptive: bool = False
     model_name: str = ""
+    progressive: bool = False
 
     @property
     def has_alpha(self) -> bool:
@@ -91,6 +97,7 @@ class Header:
     def pack(self) -> bytes:
         """The payload of the HEAD chunk."""
         kind = MODES.index(self.mode) | (_TILED if self.tile else 0) | (_MANY if self.frames > 1 else 0)
+        kind |= self.progressive * _PROGRESSIVE
         coding = CONTEXTS.index(self.context) | QUANTIZERS.index(self.quantizer) << 4 | self.adaptive * _ADAPTIVE
         return b"".join(
             (
@@ -112,7 +119,7 @@ class Header:
         if len(payload) < at + 12:
             raise OSError("damaged LIC file: the header is too short")
         flags, coding = payload[at], payload[at + 1]
-        kind = flags & ~(_TILED | _MANY)
+        kind = flags & ~(_PROGRESSIVE | _TILED | _MANY)
         model_id = payload[at + 2 : at + 10]
         (quality_code,) = struct.unpack_from("<H", payload, at + 10)
         at += 12
@@ -140,7 +147,24 @@ class Header:
         return cls(
             width, height, MODES[kind], model_id, quality_code,
             CONTEXTS[context], QUANTIZERS[quantizer], tile, frames, bool(coding & _ADAPTIVE),
+            progressive=bool(flags & _PROGRESSIVE),
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scans:
+    """A tile of a progressive file: its first scans, as many as there are of ``count``."""
+
+    count: int
+    parts: list[bytes]
+
+    def __len__(self) -> int:
+        """Bytes of all of them."""
+        return sum(map(len, self.parts))
+
+
+Coded = bytes | Scans
+"""A coded tile."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +175,7 @@ class Frame:
     Transparency that fails its checksum is empty.
     """
 
-    tiles: list[bytes]
+    tiles: Sequence[Coded]
     alpha: bytes | None = None
     damaged: bool = False
 
@@ -203,8 +227,7 @@ def write(
     for frame in frames:
         if frame.alpha is not None:
             parts.append(_chunk(ALPHA, frame.alpha))
-        index = b"".join(write_varint(len(t)) for t in frame.tiles[:-1])
-        payload = index + b"".join(frame.tiles)
+        payload = _join(frame.tiles)
         if len(payload) > MAX_CHUNK:
             raise ValueError("the picture's data does not fit one frame of a LIC file (2 GiB)")
         parts.append(_chunk(FRAME, payload))
@@ -302,6 +325,9 @@ class Reader:
                 if (alpha is not None) != self.header.has_alpha:
                     raise OSError("damaged LIC file: transparency is missing, or comes without being announced")
                 payload, right = self._checked(kind, length)
+                if self.header.progressive:
+                    scans = _split_scans(payload, self.header.tiles, cut=len(payload) < length)
+                    return Frame(scans, alpha, damaged=not right)
                 return Frame(_split(payload, self.header.tiles, whole=right), alpha, damaged=not right)
             elif kind == ALPHA and alpha is None:
                 payload, right = self._checked(kind, length)
@@ -407,16 +433,51 @@ def _at_most(fp: IO[bytes], count: int) -> bytes:
     return b"".join(parts)
 
 
-def _split(payload: bytes, count: int, *, whole: bool = True) -> list[bytes]:
-    """A frame's tiles: all lengths but the last one's stand before them.  If not all of it is there, some are
-    cut or empty.
+def _join(tiles: Sequence[Coded]) -> bytes:
+    """A frame's payload."""
+    start, parts = b"", [t for t in tiles if isinstance(t, bytes)]
+    if not parts:
+        scans = [t for t in tiles if isinstance(t, Scans)]
+        start, parts = bytes((scans[0].count,)), [part for scan in zip(*(t.parts for t in scans), strict=True)
+                                                  for part in scan]  # fmt: skip
+    return start + b"".join(write_varint(len(p)) for p in parts[:-1]) + b"".join(parts)
+
+
+def _split_scans(payload: bytes, tiles: int, *, cut: bool) -> list[Scans]:
+    """A progressive frame's tiles: the number of scans, then the first scan of every tile, the second of every
+    tile and so on.  Of a payload that is cut, as many as are whole.
     """
+    if not payload:
+        raise OSError("truncated LIC file: its first scan is not whole")
+    count = payload[0]
+    if not 2 <= count <= MAX_SCANS:
+        raise OSError("damaged LIC file: impossible number of scans")
+    parts = _split(payload[1:], count * tiles, whole=not cut)
+    if cut:
+        ends = accumulate(map(len, parts))
+        lengths = _lengths(payload[1:], count * tiles)[0]
+        parts = parts[: sum(end == wanted for end, wanted in zip(ends, accumulate(lengths), strict=False))]
+    if len(parts) < tiles:
+        raise OSError("truncated LIC file: its first scan is not whole")
+    return [Scans(count, parts[n::tiles]) for n in range(tiles)]
+
+
+def _lengths(payload: bytes, count: int) -> tuple[list[int], int]:
+    """The lengths of all but the last of so many pieces, and where the first begins."""
     if count - 1 > len(payload):
         raise OSError("damaged LIC file: fewer bytes than tiles")
     lengths, at = [], 0
     for _ in range(count - 1):
         length, at = read_varint(payload, at)
         lengths.append(length)
+    return lengths, at
+
+
+def _split(payload: bytes, count: int, *, whole: bool = True) -> list[bytes]:
+    """A frame's tiles: all lengths but the last one's stand before them.  If not all of it is there, some are
+    cut or empty.
+    """
+    lengths, at = _lengths(payload, count)
     if whole and at + sum(lengths) > len(payload):
         raise OSError("damaged LIC file: the tiles are longer than their frame")
     tiles = []

@@ -12,6 +12,13 @@ MS_SSIM_UNIT = 1250.0
 """Squared error that 1 - MS-SSIM = 1 counts as: about the ratio of the lambdas in published models."""
 
 
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+"""Of SSIM."""
+
+CALM = 200.0
+"""A variance; best by MS-SSIM on validation crops among 0, 200 and the weight's square root."""
+
+
 def squared_error(output: Tensor, pixels: Tensor) -> Tensor:
     """Mean squared error, (B,)."""
     return (output - pixels).square().mean(dim=(1, 2, 3))
@@ -37,31 +44,44 @@ def ssim_weighted(output: Tensor, pixels: Tensor) -> Tensor:
     return (weight * (output - pixels).square()).mean(dim=(1, 2, 3))
 
 
+def ssim_sensitive(output: Tensor, pixels: Tensor) -> Tensor:
+    """Squared error weighted by how much SSIM loses by it: 1 / (2 variance + C2), with the variance of each colour
+    around each pixel of the original, and ``CALM`` besides, so that the flattest parts do not take all the bits.
+
+    The mean weight is one, as in :func:`ssim_weighted`.
+    """
+    with torch.no_grad():
+        variance = (_blur(pixels**2) - _blur(pixels) ** 2).clamp(min=0)
+        weight = 1 / (2 * variance + C2 + CALM)
+        weight = weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+    return (weight * (output - pixels).square()).mean(dim=(1, 2, 3))
+
+
+def _blur(values: Tensor) -> Tensor:
+    """Means over a Gaussian window of 11 with deviation 1.5, edges replicated."""
+    x = torch.arange(-5, 6, dtype=values.dtype, device=values.device)
+    line = torch.exp(-(x**2) / (2 * 1.5**2))
+    line = (line / line.sum()).repeat(values.shape[1], 1)
+    padded = F.pad(values, (5, 5, 5, 5), mode="replicate")
+    rows = F.conv2d(padded, line[:, None, :, None], groups=values.shape[1])
+    return F.conv2d(rows, line[:, None, None, :], groups=values.shape[1])
+
+
 def ssim_map(one: Tensor, other: Tensor) -> Tensor:
     """SSIM at each pixel (B, C, H, W), Gaussian window of 11 with deviation 1.5, edges replicated."""
-    x = torch.arange(-5, 6, dtype=one.dtype, device=one.device)
-    line = torch.exp(-(x**2) / (2 * 1.5**2))
-    channels = one.shape[1]
-    line = (line / line.sum()).repeat(channels, 1)
-
-    def blur(values: Tensor) -> Tensor:
-        padded = F.pad(values, (5, 5, 5, 5), mode="replicate")
-        rows = F.conv2d(padded, line[:, None, :, None], groups=channels)
-        return F.conv2d(rows, line[:, None, None, :], groups=channels)
-
-    mean_one, mean_other = blur(one), blur(other)
-    var_one = blur(one**2) - mean_one**2
-    var_other = blur(other**2) - mean_other**2
-    both = blur(one * other) - mean_one * mean_other
+    mean_one, mean_other = _blur(one), _blur(other)
+    var_one = _blur(one**2) - mean_one**2
+    var_other = _blur(other**2) - mean_other**2
+    both = _blur(one * other) - mean_one * mean_other
     # The luminance term wants pixels on 0...255.
     mean_one, mean_other = mean_one + 127.5, mean_other + 127.5
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    luminance = (2 * mean_one * mean_other + c1) / (mean_one**2 + mean_other**2 + c1)
-    return luminance * (2 * both + c2) / (var_one + var_other + c2)
+    luminance = (2 * mean_one * mean_other + C1) / (mean_one**2 + mean_other**2 + C1)
+    return luminance * (2 * both + C2) / (var_one + var_other + C2)
 
 
 DISTORTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": squared_error,
     "ms-ssim": ms_ssim,
     "ssim-weighted": ssim_weighted,
+    "ssim-sensitive": ssim_sensitive,
 }

@@ -27,8 +27,8 @@ _OURS = ("PIL", "imageio", "imageio_plugin", "pillow_lic")
 
 TARGETS = ("target_size", "target_bpp", "target_psnr")
 
-TUNES = ("mse", "ms-ssim")
-"""The shipped models, each named after the distortion that it is trained for."""
+TUNES = ("mse", "ms-ssim", "ssim")
+"""Two shipped models, each named after the distortion that it is trained for, and a way of searching with any."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,14 @@ class EncoderOptions:
     exact      keep the colours of transparent pixels, which nobody sees; default False
     adaptive   take bits from where a picture looks good to where it looks worst, so that quality is even at the
                same size (Johnston 2018); default False
+    progressive
+               in scans, those that bring most to the picture first, so that the beginning of a file opens as
+               the whole picture (with ImageFile.LOAD_TRUNCATED_IMAGES); at most 1 % larger; default False
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
-    tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse"
-    model      name of an installed model, or the path of a .safetensors file, instead of tune
+    tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse".  Or "ssim": the search
+               (an effort of 1 at least) weighs errors by how much SSIM loses by them, with any model
+    model      name of an installed model, or the path of a .safetensors file, instead of tune "mse" or "ms-ssim"
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
                enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
     threads    CPU threads to work with, at least 1; None: as many as torch is set to
@@ -78,6 +82,7 @@ class EncoderOptions:
     alpha_quality: int = 100
     exact: bool = False
     adaptive: bool = False
+    progressive: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "quality", _number("quality", self.quality))
@@ -87,8 +92,9 @@ class EncoderOptions:
             _choice("context", self.context, ("auto", *CONTEXTS))
         if self.quantizer is not None:
             _choice("quantizer", self.quantizer, QUANTIZERS)
-        if not isinstance(self.adaptive, bool):
-            raise TypeError(f"adaptive must be True or False, not {self.adaptive!r}")
+        for name in ("adaptive", "progressive"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {value!r}")
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if not 0 <= self.effort <= EFFORT_MAX:
             raise ValueError(f"effort must be a whole number from 0 to 9, not {self.effort}")
@@ -98,7 +104,7 @@ class EncoderOptions:
             object.__setattr__(self, "model", os.fspath(self.model))
             if not isinstance(self.model, str) or not self.model:
                 raise TypeError("model must be a model's name or the path of a .safetensors file")
-            if self.tune is not None:
+            if self.tune not in (None, "ssim"):
                 raise ValueError("give either model or tune, not both: tune chooses among the shipped models")
         if self.device is not None and not isinstance(self.device, str):
             object.__setattr__(self, "device", str(self.device))
@@ -136,7 +142,12 @@ class EncoderOptions:
     @property
     def model_name(self) -> str:
         """The model to encode with: a name or a path."""
-        return self.model or self.tune or TUNES[0]
+        return self.model or (self.tune if self.tune != "ssim" else None) or TUNES[0]
+
+    @property
+    def search(self) -> tuple[int, str | None]:
+        """How long to search, 0 to 9, and by which distortion, if not by the model's own."""
+        return (max(1, self.effort), "ssim-sensitive") if self.tune == "ssim" else (self.effort, None)
 
     @property
     def quality_code(self) -> int:

@@ -254,6 +254,7 @@ def info_of(header: container.Header) -> dict[str, Any]:
         "quality": options.quality_of(header.quality_code),
         "context": header.context,
         "quantizer": header.quantizer,
+        "progressive": header.progressive,
         "model": header.model_id.hex(),
     } | ({"model_name": header.model_name} if header.model_name else {})
 

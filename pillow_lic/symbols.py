@@ -30,7 +30,10 @@ from pillow_lic.quantizers.lattice import KINDS, Lattice
 
 @dataclass(frozen=True)
 class CodedTile:
-    """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read."""
+    """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read.
+
+    Of a progressive file that is cut, symbols with an index below ``reached`` are missing, and 0.
+    """
 
     z: Symbols
     z_index: Indices
@@ -38,13 +41,17 @@ class CodedTile:
     priors: Priors
     lattice: Cosets | None = None
     levels: Levels | None = None
+    reached: int = 0
 
     @property
     def steps(self) -> NDArray[np.float32]:
         """How many steps y lies from its means, (M, h, w): the symbols, and half a step where a lattice says so."""
         steps: NDArray[np.float32] = self.y.astype(np.float32)
         if self.lattice is not None:
-            steps += self.lattice.half.view(np.int8) * np.float32(0.5)
+            half = self.lattice.half
+            if self.reached:
+                half = half & (self.priors.index.cpu().numpy() >= self.reached)
+            steps += half.view(np.int8) * np.float32(0.5)
         return steps
 
 
@@ -94,19 +101,36 @@ def pack(model: OneQuality, tile: CodedTile, context: str, quality_code: int) ->
     coder = SymbolEncoder()
     if isinstance(model, FamilyModel):
         model.write(coder, Coded(tile.z, tile.y, tile.priors.mean, tile.priors.index))
-        return struct.pack("<I", _checksum(tile)) + coder.finish()
-    if tile.levels is not None:
-        adaptive.encode(coder, tile.levels)
-    coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
-    if isinstance(tile.lattice, Diamond):
-        diamond.encode(coder, tile.lattice.coset)
-    elif isinstance(tile.lattice, Lattice):
-        coder.encode_below(tile.lattice.coset, len(tile.lattice.kind.words))
+        return seal(tile, coder)
+    encode_hyper(model, tile, coder)
+    if tile.lattice is not None:
+        encode_cosets(tile.lattice, coder)
     if context == "none" and tile.lattice is None:
         coder.encode(tile.y.ravel(), flat(tile.priors.index), model.tables)
     else:
         network = model.context(context, tile.priors.index.device)
         network.encode(coder, tile.y, given(model, tile, quality_code))
+    return seal(tile, coder)
+
+
+def encode_hyper(model: Model, tile: CodedTile, coder: SymbolEncoder) -> None:
+    """Append what all of y rests on: levels and z."""
+    if tile.levels is not None:
+        adaptive.encode(coder, tile.levels)
+    coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
+
+
+def encode_cosets(on: Cosets, coder: SymbolEncoder, wanted: NDArray[np.bool_] | None = None) -> None:
+    """Append the cosets, or the wanted ones of them."""
+    coset = on.coset if wanted is None else on.coset[wanted]
+    if isinstance(on, Diamond):
+        diamond.encode(coder, coset)
+    elif isinstance(on, Lattice):
+        coder.encode_below(coset, len(on.kind.words))
+
+
+def seal(tile: CodedTile, coder: SymbolEncoder) -> bytes:
+    """The checksum of a tile's symbols, and the stream that a coder has made."""
     return struct.pack("<I", _checksum(tile)) + coder.finish()
 
 
@@ -114,27 +138,53 @@ def decode_symbols(model: OneQuality, header: Header, tile: Tile, data: bytes, d
     """A tile's symbols; ``OSError`` if they fail its checksum."""
     if len(data) < 4:
         raise OSError("damaged LIC file: a tile is too short")
-    size = (tile.bottom - tile.top, tile.right - tile.left)
-    z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
     coder = SymbolDecoder(data[4:])
     if isinstance(model, FamilyModel):
         model.check(header.context, header.quantizer, header.adaptive)
-        return _checked(_tile_of(model.read(coder, *size, device)), data)
+        return checked(_tile_of(model.read(coder, tile.bottom - tile.top, tile.right - tile.left, device)), data)
+    found = decode_hyper(model, header, tile, coder, device)
+    if found.lattice is not None:
+        found = replace(found, lattice=decode_cosets(found.lattice, coder))
+    if header.context == "none" and found.lattice is None:
+        y = coder.decode(flat(found.priors.index), model.tables).reshape(found.priors.index.shape)
+    else:
+        network = context_to_decode(model, header.context, found.lattice, device)
+        y = network.decode(coder, given(model, found, header.quality_code))
+    return checked(replace(found, y=y), data)
+
+
+def decode_hyper(model: Model, header: Header, tile: Tile, coder: SymbolDecoder, device: torch.device) -> CodedTile:
+    """Levels and z of a tile and what they say of y; no cosets and no symbols of y yet."""
+    size = (tile.bottom - tile.top, tile.right - tile.left)
+    z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
     levels = adaptive.decode(coder, *z_shape[1:]) if header.adaptive else None
     z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
     z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
     priors = priors_of(model, z, header.quality_code, size, device).adapted(levels, len(model.tables))
-    on_lattice, priors = _decode_lattice(model, header, coder, priors)
-    found = CodedTile(z, z_index, np.zeros(0, np.int16), priors, on_lattice, levels)
-    if header.context == "none" and found.lattice is None:
-        y = coder.decode(flat(priors.index), model.tables).reshape(priors.index.shape)
+    on: Cosets | None = None
+    if header.quantizer != "scalar":
+        try:
+            on, priors = _on_lattice(model, header.quantizer, priors)
+        except ValueError as error:
+            raise OSError(str(error)) from error
+    return CodedTile(z, z_index, np.zeros(priors.index.shape, np.int16), priors, on, levels)
+
+
+def decode_cosets(on: Cosets, coder: SymbolDecoder, wanted: NDArray[np.bool_] | None = None) -> Cosets:
+    """The same with all cosets read, or with the wanted ones of them."""
+    assert isinstance(on, (Lattice, Diamond))
+    coset = on.coset.copy()
+    place = slice(None) if wanted is None else wanted
+    count = coset[place].size
+    if isinstance(on, Diamond):
+        coset[place] = diamond.decode(coder, count)
     else:
-        network = _context_to_decode(model, header.context, found.lattice, device)
-        y = network.decode(coder, given(model, found, header.quality_code))
-    return _checked(replace(found, y=y), data)
+        coset[place] = coder.decode_below(count, len(on.kind.words))
+    return replace(on, coset=coset)
 
 
-def _checked(tile: CodedTile, data: bytes) -> CodedTile:
+def checked(tile: CodedTile, data: bytes) -> CodedTile:
+    """The tile, if its symbols are those that its bytes' checksum is of; otherwise ``OSError``."""
     if struct.unpack_from("<I", data)[0] != _checksum(tile):
         raise OSError("damaged LIC file: the decoded symbols fail their checksum")
     return tile
@@ -144,19 +194,6 @@ def _tile_of(coded: Coded) -> CodedTile:
     """A tile of a published codec, whose entropy path is its own."""
     priors = Priors(coded.mean, coded.index, coded.mean[:0])
     return CodedTile(coded.z, np.zeros(0, np.uint8), coded.y, priors)
-
-
-def _decode_lattice(model: Model, header: Header, coder: SymbolDecoder, priors: Priors) -> tuple[Cosets | None, Priors]:
-    if header.quantizer == "scalar":
-        return None, priors
-    try:
-        empty, priors = _on_lattice(model, header.quantizer, priors)
-    except ValueError as error:
-        raise OSError(str(error)) from error
-    if isinstance(empty, Diamond):
-        return replace(empty, coset=diamond.decode(coder, empty.coset.size)), priors
-    words = coder.decode_below(len(empty.coset), len(empty.kind.words))
-    return replace(empty, coset=words.astype(np.uint8)), priors
 
 
 def _on_lattice(model: Model, quantizer: str, priors: Priors) -> tuple[Lattice | Diamond, Priors]:
@@ -179,7 +216,8 @@ def given(model: Model, tile: CodedTile, quality_code: int) -> Given:
     return Given(tile.priors.index, tile.priors.hidden, quality_code, model.tables.skip, tile.lattice)
 
 
-def _context_to_decode(model: Model, name: str, lattice: Cosets | None, device: torch.device) -> ExactContext:
+def context_to_decode(model: Model, name: str, lattice: Cosets | None, device: torch.device) -> ExactContext:
+    """A model's context; ``OSError`` if it has none of that name, or no tables for a lattice."""
     try:
         network = model.context(name, device)
         network.tables_for(lattice)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from conftest import coded, pixels_of, psnr
 from PIL import Image
 
 from pillow_lic.bench.metrics import ms_ssim
+from pillow_lic.distortions import ssim_sensitive
 from pillow_lic.models.loading import load_model
 
 
@@ -25,3 +27,22 @@ def test_the_search_minimises_what_the_model_is_trained_for(photo: Image.Image) 
 def test_pictures_too_small_for_ms_ssim_are_coded_without_search(photo: Image.Image) -> None:
     small = photo.crop((0, 0, 100, 100))
     assert coded(small, tune="ms-ssim", effort=3) == coded(small, tune="ms-ssim")
+
+
+def test_errors_count_most_where_ssim_loses_most_by_them() -> None:
+    generator = torch.Generator().manual_seed(1)
+    original = torch.zeros(1, 3, 64, 64)
+    original[..., 32:] = 60 * torch.randn(1, 3, 64, 32, generator=generator)
+    flat, busy = torch.zeros(2, 1, 3, 64, 64)
+    flat[..., 8:24], busy[..., 40:56] = 3, 3
+    assert ssim_sensitive(original + flat, original) > 4 * ssim_sensitive(original + busy, original)
+    everywhere = ssim_sensitive(original + 3, original)
+    assert torch.allclose(everywhere, torch.tensor([9.0]), rtol=1e-4)
+
+
+def test_ssim_is_a_way_of_searching_with_any_model(photo: Image.Image) -> None:
+    picture = photo.crop((0, 0, 64, 64))
+    data = coded(picture, tune="ssim")
+    assert data == coded(picture, tune="ssim", effort=1, model="mse")
+    assert data != coded(picture, effort=1)
+    assert coded(picture, tune="ssim", model="ms-ssim") != coded(picture, tune="ms-ssim")

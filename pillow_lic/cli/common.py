@@ -14,7 +14,8 @@ from pillow_lic import container
 from pillow_lic.options import DEFAULT_CONTEXT, TARGETS, TUNES, EncoderOptions, options_from
 
 ENCODER_OPTIONS = (
-    "quality", *TARGETS, "context", "quantizer", "adaptive", "effort", "tune", "model", "device", "threads",
+    "quality", *TARGETS, "context", "quantizer", "adaptive", "progressive", "effort", "tune", "model", "device",
+    "threads",
 )  # fmt: skip
 CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
 
@@ -35,6 +36,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--adaptive", action="store_true", default=None, help="the same bits, where the picture needs them"
     )
+    group.add_argument("--progressive", action="store_true", default=None, help="in scans: its beginning opens too")
     group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
     group.add_argument(
         "--tune", help=f"what the shipped models are trained for: {', '.join(TUNES)}; default {TUNES[0]}"

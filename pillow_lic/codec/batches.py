@@ -80,11 +80,11 @@ def encode_many(
 ) -> Iterator[bytes]:
     """LIC files of pictures, (H, W) or (H, W, 2 to 4) uint8 each, and their metadata, in turn.
 
-    ``workers`` threads write symbols.  What needs a search (effort, targets, adaptive) and published codecs are
-    coded one picture after the other.  Raises what :func:`encode` does.
+    ``workers`` threads write symbols.  What needs a search (effort, targets, adaptive), progressive files and
+    published codecs are coded one picture after the other.  Raises what :func:`encode` does.
     """
     family = load_model(opts.model_name)
-    if opts.effort or opts.target or opts.adaptive or not isinstance(family, Model):
+    if opts.search[0] or opts.target or opts.adaptive or opts.progressive or not isinstance(family, Model):
         for array, metadata in pictures:
             yield encode(array, opts, metadata)
         return

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from pillow_lic import alpha, container, options
 from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
-from pillow_lic.codec.salvage import grey, salvaged
-from pillow_lic.container import Frame, Header
+from pillow_lic.codec.salvage import grey, intact_scans, salvaged
+from pillow_lic.codec.tiles import from_bytes, to_bytes
+from pillow_lic.container import Coded, Frame, Header, Scans
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
 from pillow_lic.models.draft import FITTED_SCALE, Draft
 from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
 from pillow_lic.quantizers import scalar
-from pillow_lic.symbols import decode_symbols, pack
 
 
 def decode(
@@ -55,7 +55,9 @@ def decode(
 
     def fill(on: torch.device) -> None:
         with quiet(on, threads or options.defaults.threads):
-            coded = salvaged(model, header, frame.tiles, on) if frame.damaged else frame.tiles
+            coded: Sequence[Coded | None] = frame.tiles
+            if frame.damaged:
+                coded = (intact_scans if header.progressive else salvaged)(model, header, frame.tiles, on)
             _synthesise(_View(model, header, on, scale), coded, dict(wanted), array)
 
     or_on_cpu(choose_device(device, (right - left) * (bottom - top)), fill)
@@ -87,11 +89,13 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     frames = []
     with quiet(on):
         for coded in reader.frames():
-            tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+            tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
             for place, part in zip(tiles_of(header.width, header.height, header.tile), coded.tiles, strict=True):
-                tile = decode_symbols(model, header, place, part, on)
+                tile = from_bytes(model, header, place, part, on)
                 for name in contexts:
-                    tiles[name].append(pack(model, tile, name, header.quality_code))
+                    tiles[name].append(
+                        to_bytes(model, tile, name, header, part.count if isinstance(part, Scans) else 1)
+                    )
                 report(len(tiles[contexts[0]]), header.tiles)
             frames.append((tiles, coded.alpha))
     best = min(contexts, key=lambda name: sum(len(t) for tiles, _ in frames for t in tiles[name]))
@@ -135,7 +139,7 @@ class _View:
         return found[0]
 
 
-def _synthesise(view: _View, coded: Sequence[bytes | None], wanted: Mapping[int, Tile], array: Pixels) -> None:
+def _synthesise(view: _View, coded: Sequence[Coded | None], wanted: Mapping[int, Tile], array: Pixels) -> None:
     """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them, at 1/scale;
     those that are None become grey.
 
@@ -166,17 +170,17 @@ def _synthesise(view: _View, coded: Sequence[bytes | None], wanted: Mapping[int,
                 report(len(wanted) - len(waiting), len(wanted))
 
 
-def _latents(view: _View, tile: Tile, data: bytes | None) -> Tensor:
+def _latents(view: _View, tile: Tile, data: Coded | None) -> Tensor:
     """What is looked at of y of a tile, (channels, h, w)."""
     return tile_latents(view.model, view.header, tile, data, view.device)[: view.channels]
 
 
-def tile_latents(model: OneQuality, header: Header, tile: Tile, data: bytes | None, device: torch.device) -> Tensor:
+def tile_latents(model: OneQuality, header: Header, tile: Tile, data: Coded | None, device: torch.device) -> Tensor:
     """y of a tile in the synthesis transform's units, (M, h, w) float32; zeros if there are no data."""
     if data is None:
         shape = (model.arch.latents, tile.bottom - tile.top, tile.right - tile.left)
         return torch.zeros(shape, dtype=torch.float32, device=device)
-    found = decode_symbols(model, header, tile, data, device)
+    found = from_bytes(model, header, tile, data, device)
     steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
     y = scalar.dequantise(steps, found.priors.mean) * gain

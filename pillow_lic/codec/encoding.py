@@ -20,7 +20,8 @@ from pillow_lic.codec.adaptation import chosen_levels
 from pillow_lic.codec.analysis import Part, analysed
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor, report
 from pillow_lic.codec.decoding import decode
-from pillow_lic.container import MAX_QUALITY_CODE, Animation, Frame, Header
+from pillow_lic.codec.tiles import to_bytes
+from pillow_lic.container import MAX_QUALITY_CODE, Animation, Coded, Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.compressai.family import Family
@@ -35,11 +36,12 @@ from pillow_lic.pixels import (
     psnr,
 )
 from pillow_lic.quantizers import adaptive
+from pillow_lic.scans import scans_for
 from pillow_lic.search.refine import STEPS
 from pillow_lic.search.target import largest
 from pillow_lic.search.tile import improve
 from pillow_lic.search.view import TileView
-from pillow_lic.symbols import CodedTile, pack
+from pillow_lic.symbols import CodedTile
 
 
 class Encoder(Protocol):
@@ -81,14 +83,14 @@ def encode(
 
     def at(device: torch.device, code: int, *, quickly: bool = False) -> bytes:
         model, code = family.at_quality(code)
-        there, names, effort = replace(header, quality_code=code), contexts, opts.effort
+        there, names, search = replace(header, quality_code=code), contexts, opts.search
         levels = [masked] * len(coded)
         if quickly:
-            names, effort = ["none"] if isinstance(model, Model) else contexts, 0
+            names, search = ["none"] if isinstance(model, Model) else contexts, (0, None)
             there = replace(there, adaptive=roi is not None)
         elif opts.adaptive and isinstance(model, Model):
             levels = [adaptive.together(chosen_levels(model, x, there, device), masked) for x, _ in coded]
-        best, found = _encode(model, coded, there, levels, names, effort, device)
+        best, found = _encode(model, coded, there, levels, names, search, device)
         return container.write(replace(there, context=best), metadata or {}, found, animation)
 
     def on(device: torch.device) -> bytes:
@@ -121,7 +123,8 @@ def header_for(
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     return Header(
         width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, frames,
-        adaptive=adaptive, model_name="" if is_shipped(family.path) else Path(opts.model_name).stem,
+        adaptive=adaptive, progressive=opts.progressive,
+        model_name="" if is_shipped(family.path) else Path(opts.model_name).stem,
     )  # fmt: skip
 
 
@@ -140,22 +143,25 @@ def _encode(
     header: Header,
     levels: Sequence[adaptive.Levels | None],
     contexts: Sequence[str],
-    effort: int,
+    search: tuple[int, str | None],
     device: torch.device,
 ) -> tuple[str, list[Frame]]:
     """The context model that makes the frames smallest, and the frames coded with it."""
-    frames: list[dict[str, list[bytes]]] = []
-    units = 1 + STEPS[effort]
+    frames: list[dict[str, list[Coded]]] = []
+    units = 1 + STEPS[search[0]]
     total = header.frames * header.tiles * units
     done = 0
     for (array, _), own in zip(pictures, levels, strict=True):
-        tiles: dict[str, list[bytes]] = {name: [] for name in contexts}
+        tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
+        scans = 0
         for part in analysed(model, array, header, device, own, searching=units > 1):
             tile = part.coded
             if units > 1 and isinstance(model, Model):
-                tile = _search(model, part, header, contexts, effort, (done, total))
+                tile = _search(model, part, header, contexts, search, (done, total))
+            if header.progressive and not scans and isinstance(model, Model):
+                scans = scans_for(model, tile, contexts[-1], header.quality_code)
             for name in contexts:
-                tiles[name].append(pack(model, tile, name, header.quality_code))
+                tiles[name].append(to_bytes(model, tile, name, header, scans))
             done += units
             report(done, total)
         frames.append(tiles)
@@ -195,10 +201,15 @@ def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str
 
 
 def _search(
-    model: Model, part: Part, header: Header, contexts: Sequence[str], effort: int, progress: tuple[int, int]
+    model: Model,
+    part: Part,
+    header: Header,
+    contexts: Sequence[str],
+    search: tuple[int, str | None],
+    progress: tuple[int, int],
 ) -> CodedTile:
     """The tile with better symbols of y, or as it is if none are found."""
-    device, steps = part.y.device, STEPS[effort]
+    device, steps = part.y.device, STEPS[search[0]]
     h, w = latent_size(header.height), latent_size(header.width)
     priors = part.coded.priors
     # Tensors made in inference mode have no gradients, copies of them do.
@@ -217,7 +228,7 @@ def _search(
             coded=(priors.index >= model.tables.skip).clone(),
             inverse_gain=model.inverse_gain(options.quality_of(header.quality_code)).to(device),
             weight=float(rate_weight(quality)),
-            measure=model.distortion,
+            measure=search[1] or model.distortion,
             factor=None if priors.factor is None else priors.factor.clone(),
             fineness=None if priors.fineness is None else priors.fineness.clone(),
         )

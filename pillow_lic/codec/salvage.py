@@ -9,14 +9,15 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
-from pillow_lic.container import Header
+from pillow_lic.codec.tiles import from_bytes
+from pillow_lic.container import Coded, Header, Scans
 from pillow_lic.models.loading import OneQuality
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Tile, tiles_of
-from pillow_lic.symbols import decode_symbols, pack
+from pillow_lic.symbols import pack
 
 
-def salvaged(model: OneQuality, header: Header, tiles: Sequence[bytes], device: torch.device) -> list[bytes | None]:
+def salvaged(model: OneQuality, header: Header, tiles: Sequence[Coded], device: torch.device) -> list[Coded | None]:
     """The tiles of a damaged frame that are certainly right, None for the others, and a warning of how many.
 
     A checksum proves a tile's symbols, but not its place: the index that says where tiles begin may be
@@ -28,7 +29,7 @@ def salvaged(model: OneQuality, header: Header, tiles: Sequence[bytes], device: 
     whole = [_is_whole(model, header, place, data, device) for place, data in zip(places, tiles, strict=True)]
     front = len(list(takewhile(bool, whole)))
     back = len(whole) - len(list(takewhile(bool, reversed(whole))))
-    found = [data if n < front or n >= back else None for n, data in enumerate(tiles)]
+    found: list[Coded | None] = [data if n < front or n >= back else None for n, data in enumerate(tiles)]
     missing = found.count(None)
     if missing == len(found):
         raise OSError("damaged LIC file: no tile of the picture is intact")
@@ -37,12 +38,35 @@ def salvaged(model: OneQuality, header: Header, tiles: Sequence[bytes], device: 
     return found
 
 
-def _is_whole(model: OneQuality, header: Header, place: Tile, data: bytes, device: torch.device) -> bool:
+def _is_whole(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> bool:
     try:
-        tile = decode_symbols(model, header, place, data, device)
+        tile = from_bytes(model, header, place, data, device)
     except OSError:
         return False
     return pack(model, tile, header.context, header.quality_code) == data
+
+
+def intact_scans(model: OneQuality, header: Header, tiles: Sequence[Coded], device: torch.device) -> list[Coded | None]:
+    """Of each tile of a progressive frame the scans up to the first that fails its checksum.
+
+    A tile whose first scan fails stays as it is: decoding it raises ``OSError``.
+    """
+    found: list[Coded | None] = []
+    for place, tile in zip(tiles_of(header.width, header.height, header.tile), tiles, strict=True):
+        assert isinstance(tile, Scans)
+        kept = tile
+        while len(kept.parts) > 1 and not _decodes(model, header, place, kept, device):
+            kept = Scans(tile.count, kept.parts[:-1])
+        found.append(kept)
+    return found
+
+
+def _decodes(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> bool:
+    try:
+        from_bytes(model, header, place, data, device)
+    except OSError:
+        return False
+    return True
 
 
 def grey(tile: Tile, scale: int = 1) -> Tensor:

@@ -133,19 +133,19 @@ class ExactContext:
     def decode(self, coder: SymbolDecoder, given: Given) -> Symbols:
         """Read the symbols of y, (M, h, w); ``OSError`` if there is one that no encoder writes."""
         tables, shape = self.tables_for(given.lattice), given.index.shape
-        symbols = torch.zeros((self.latents, shape[1] * shape[2]), dtype=torch.int16, device="cpu")
+        symbols = np.zeros(shape, np.int16) if given.known is None else given.known.copy()
+        flat = symbols.reshape(-1)
         for parts in self._passes(given):
             if given.lattice is None:
                 decoded = coder.decode(np.concatenate([p.table for p in parts]), tables)
             else:
-                decoded = _decode_groups(coder, parts, given.lattice, tables, symbols.numpy().reshape(-1))
+                decoded = _decode_groups(coder, parts, given.lattice, tables, flat)
             first = 0
             for part in parts:
                 part.unshift(decoded[first : first + part.coded.size])
                 first += part.coded.size
-                symbols[part.unit.first : part.unit.last].index_copy_(1, part.at.cpu(), part.block().to(torch.int16))
-        found: Symbols = symbols.numpy().reshape(shape)
-        return found
+                flat.put(part.target, part.symbols)
+        return symbols
 
     def _passes(self, given: Given) -> Iterator[list[Part]]:
         """The parts of each pass of the range coder in turn; whoever iterates fills in their symbols."""
@@ -157,7 +157,12 @@ class ExactContext:
         flat = given.index.flatten(1)
         half = None
         if given.lattice is not None:
-            half = torch.from_numpy(given.lattice.half).to(self.device, torch.int32).flatten(1)
+            half = torch.from_numpy(given.lattice.half).to(self.device, torch.int32).flatten(1) * (flat >= given.skip)
+        known = None
+        if given.known is not None:
+            known = torch.from_numpy(given.known).to(self.device, torch.int32).flatten(1)
+            before = None if half is None else half * (flat >= given.limit)
+            ratio[:, margin:-margin, margin:-margin] = self._ratio(known, flat, before).reshape(-1, h, w)
         for step in self._steps(h, w):
             parts = []
             for unit, at in step:
@@ -165,9 +170,9 @@ class ExactContext:
                 if len(at) < h * w or unit in self.networks:
                     own = own.index_select(1, at)
                 if unit in self.networks:
-                    some = (own >= given.skip).any(dim=0)  # positions where nothing is coded ask for no network
+                    some = given.codes(own).any(dim=0)  # positions where nothing is coded ask for no network
                     at, own = at[some], own[:, some]
-                part = Part(unit, at, own, (own.flatten() >= given.skip).nonzero()[:, 0], h * w)
+                part = Part(unit, at, own, given.codes(own.flatten()).nonzero()[:, 0], h * w)
                 if half is not None:
                     part.half = half[unit.first : unit.last]
                     part.half = part.half if len(at) == h * w else part.half.index_select(1, at)
@@ -179,7 +184,7 @@ class ExactContext:
                 parts.append(part)
             yield parts
             for part in parts if self.networks else ():
-                self._place(ratio, part, w)
+                self._place(ratio, part, w, known)
 
     def _refine(self, part: Part, shift: Tensor, change: Tensor) -> None:
         """Tables and shifts of a unit's latents; all sums and products of integers below 2**24."""
@@ -199,16 +204,24 @@ class ExactContext:
         chosen = [x.to(torch.int16).cpu().numpy() for x in self.rows(refined, offset)]
         part.table, part.whole, part.mirrored = chosen[0].astype(np.uint16), chosen[1], chosen[2] < 0
 
-    def _place(self, ratio: Tensor, part: Part, width: int) -> None:
+    def _place(self, ratio: Tensor, part: Part, width: int, known: Tensor | None) -> None:
         """Make a part's symbols known to the next ones, in units of their scales."""
-        q = part.block().to(self.device).clamp_(-256, 256)
-        reciprocal = self.ladder.reciprocal.index_select(0, part.index.flatten().int()).reshape(q.shape)
-        bits = RECIPROCAL_BITS
-        if part.half is not None:
-            q, bits = 2 * q + part.half, bits + 1
-        r = (q * reciprocal + 2 ** (bits - 1)) >> bits
-        r = r.clamp_(-RATIO_LIMIT, RATIO_LIMIT).to(torch.float32)
+        q = part.block().to(self.device)
+        if known is not None:
+            q += known[part.unit.first : part.unit.last].index_select(1, part.at)
+        r = self._ratio(q, part.index, part.half)
         ratio[part.unit.first : part.unit.last].flatten(1).index_copy_(1, padded(part.at, width), r)
+
+    def _ratio(self, q: Tensor, index: Tensor, half: Tensor | None) -> Tensor:
+        """Symbols, int32, in units of their scales."""
+        q = q.clamp(-256, 256)
+        reciprocal = self.ladder.reciprocal.index_select(0, index.flatten().int()).reshape(q.shape)
+        bits = RECIPROCAL_BITS
+        if half is not None:
+            q, bits = 2 * q + half, bits + 1
+        r = (q * reciprocal + 2 ** (bits - 1)) >> bits
+        limited: Tensor = r.clamp_(-RATIO_LIMIT, RATIO_LIMIT).to(torch.float32)
+        return limited
 
     def _steps(self, h: int, w: int) -> Iterator[list[tuple[Unit, Tensor]]]:
         """Which units are coded together, and where: the one schedule of encoder and decoder."""
@@ -230,7 +243,8 @@ class Given:
     """What is known of y before it is read.
 
     ``index`` (M, h, w) and ``hidden`` (hyper_channels, h, w) come from h_s; tables below ``skip`` code
-    nothing; ``lattice`` tells which latents lie half a step above their symbols.
+    nothing; ``lattice`` tells which latents lie half a step above their symbols.  In a scan of a progressive
+    file ``known`` (M, h, w) has the symbols of earlier scans, those with indices from ``limit`` on.
     """
 
     index: Tensor
@@ -238,6 +252,12 @@ class Given:
     quality_code: int
     skip: int
     lattice: Cosets | None = None
+    limit: int = 255
+    known: Symbols | None = None
+
+    def codes(self, index: Tensor) -> Tensor:
+        """Whether latents with these indices are coded."""
+        return (index >= self.skip) & (index < self.limit)
 
 
 _NONE = np.zeros(0, np.int32)

@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from platformdirs import user_data_path
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
+from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.compressai.family import Family, FamilyModel
-from pillow_lic.models.context.schedule import units_of
+from pillow_lic.models.context.schedule import VOLUME, units_of
 from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.errors import reading
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
@@ -61,6 +62,7 @@ class Model:
     contexts: dict[str, tuple[int, ...]]
     distortion: str = "mse"
     lattice: int | None = None
+    parts: dict[str, Path] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def at_quality(self, code: int) -> tuple[Model, int]:
@@ -112,6 +114,8 @@ class Model:
         def make() -> ExactContext:
             if _identity(self.path) != self.identity:
                 raise ValueError(f"{self.path} was replaced while it was in use")
+            if name in self.parts:
+                return _read_part(self.parts[name], self, device)
             prefix = f"context.{name}."
             with safe_open(self.path, framework="pt") as file:
                 names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
@@ -285,6 +289,31 @@ def _check_shapes(exact: Mapping[str, Tensor], arch: Architecture) -> None:
             raise ValueError(f"exact.{name} has the shape {tuple(exact[name].shape)}, not {tuple(shape)}")
 
 
+def _parts_of(path: Path, identity: bytes) -> dict[str, Path]:
+    """Files beside a model's that add to it, by name: ``NAME.parts/PART.safetensors``.
+
+    Those of another model are left alone.
+    """
+    found = {}
+    for part in sorted(path.with_suffix(".parts").glob("*.safetensors")):
+        with suppress(SafetensorError, OSError, ValueError, AttributeError), safe_open(part, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
+            if about.get("format") == FORMAT and about.get("part_of") == identity.hex():
+                found[part.stem] = part
+    return found
+
+
+def _read_part(path: Path, model: Model, device: torch.device) -> ExactContext:
+    """A context model from a part of a model; ``ValueError`` if it is damaged."""
+    with reading(path), safe_open(path, framework="pt") as file:
+        tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+        if any(tensor.is_floating_point() for tensor in tensors.values()):
+            raise ValueError("it does not consist of integers")
+        made = ExactVolume(model.arch.latents, tensors, len(model.tables), device)
+        made.check(model.arch.hyper_channels)
+    return made
+
+
 @torch.inference_mode(False)
 def _read(path: Path, identity: bytes) -> AnyModel:
     with safe_open(path, framework="pt") as file:
@@ -316,4 +345,7 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     lattice = about.get("lattice")
     if lattice is not None and not 0 <= lattice < len(tables):
         raise ValueError(f"{path} is damaged: impossible lattice")
-    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice)
+    parts = _parts_of(path, identity)
+    if VOLUME in parts:
+        contexts[VOLUME] = ()
+    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice, parts)

@@ -53,13 +53,15 @@ class Lattice:
     """The groups of a tile's latents (M, h, w), and which word moves each.
 
     ``members`` (G, side) are flat indices, ``coset`` (G,) numbers of words.  The symbol of a latent is the floor
-    of its steps: those of a group have an even sum.
+    of its steps: those of a group have an even sum.  ``last`` (G,) is the place of the member that is coded after
+    all others, if that is not the one with the highest channel.
     """
 
     kind: Kind
     members: NDArray[np.int64]
     coset: NDArray[np.uint8]
     shape: tuple[int, ...]
+    last: NDArray[np.intp] | None = None
 
     @cached_property
     def half(self) -> NDArray[np.bool_]:
@@ -72,7 +74,8 @@ class Lattice:
     def group_of_last(self) -> NDArray[np.int32]:
         """The group of which a latent is the last member, by flat index; -1 where it is none's."""
         groups = np.full(self.half.size, -1, np.int32)
-        groups[self.members[:, -1]] = np.arange(len(self.members), dtype=np.int32)
+        every = np.arange(len(self.members), dtype=np.int32)
+        groups[self.members[:, -1] if self.last is None else self.members[every, self.last]] = every
         return groups
 
     def odd(self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -84,7 +87,10 @@ class Lattice:
     @cached_property
     def _others(self) -> NDArray[np.int64]:
         """All members but the last, (G, side - 1)."""
-        return np.ascontiguousarray(self.members[:, :-1])
+        if self.last is None:
+            return np.ascontiguousarray(self.members[:, :-1])
+        others: NDArray[np.int64] = self.members[np.arange(self.kind.side) != self.last[:, None]]
+        return others.reshape(-1, self.kind.side - 1)
 
 
 def members_of(index: NDArray[np.uint8], first: int, side: int) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from pillow_lic.entropy.context import STEP_BITS, ExactContext
 from pillow_lic.entropy.exact import (
@@ -30,15 +30,19 @@ from pillow_lic.entropy.units import (
     SHIFT_BITS,
     WEIGHT_LIMIT,
 )
-from pillow_lic.models.context.network import ContextModel, UnitNetwork
-from pillow_lic.models.context.schedule import units_of
+from pillow_lic.entropy.volume import LAYERS as LAYERS_OF_VOLUME
+from pillow_lic.entropy.volume import ExactVolume
+from pillow_lic.models.context.network import ContextModel, QualityLinear, UnitNetwork
+from pillow_lic.models.context.schedule import VOLUME, units_of
+from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import INDEX_GAIN, LATTICE, SCALES, SKIP, HyperpriorModel, QualityConv
-from pillow_lic.models.loading import FORMAT
+from pillow_lic.models.loading import FORMAT, Model
 from pillow_lic.training.probabilities import grains, half_steps, make_context_tables, sigma_of
 
 IntegerTables = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 WEIGHT_BITS = 14
+WINDOWS = ("value_window", "size_window")
 
 
 def exact_tensors(model: HyperpriorModel) -> dict[str, Tensor]:
@@ -95,23 +99,44 @@ def context_tensors(context: ContextModel) -> dict[str, Tensor]:
     tensors = _ladder(grains())
     for number, network in context.networks.items():
         assert isinstance(network, UnitNetwork)
-        windows = {n: getattr(network, n).detach().double() * network.mask for n in ("value_window", "size_window")}
-        largest = max(float(w.abs().max()) for w in windows.values())
-        bits = min(18, math.floor(math.log2(WEIGHT_LIMIT / max(largest, 1e-9))))
-        parts = {n: torch.round(w * 2.0**bits).to(torch.int8) for n, w in windows.items()}
-        parts["window_bits"] = torch.tensor(bits, dtype=torch.int32)
+        parts = _windows({n: getattr(network, n).detach().double() * network.mask for n in WINDOWS})
         for name in ("enter", "reduce", "expand", "leave"):
-            layer = getattr(network, name)
-            weight, bias = layer.weight.detach().double().flatten(1), layer.bias.detach().double()
-            fraction = FRACTION
-            if name == "leave":
-                fraction = SHIFT_BITS
-                gain = torch.ones(len(weight), dtype=torch.float64)
-                gain[len(weight) // 2 :] = INDEX_GAIN
-                weight, bias = weight * gain[:, None], bias * gain
-            parts |= {f"{name}.{k}": v for k, v in _small_layer(weight, bias, fraction).items()}
+            parts |= _layer(network, name)
         tensors |= {f"units.{number}.{k}": v for k, v in parts.items()}
     return tensors
+
+
+def volume_tensors(context: VolumeContext) -> dict[str, Tensor]:
+    """The context model over the volume in integers, without its probability tables."""
+    tensors = _ladder(grains()) | _windows({n: getattr(context, n).detach().double() for n in WINDOWS})
+    for name in LAYERS_OF_VOLUME:
+        tensors |= _layer(context, name)
+    for name in ("channel", "rung"):
+        table = torch.round(getattr(context, name).detach() * 2.0**FRACTION)
+        tensors[name] = table.clamp(-ACTIVATION_LIMIT, ACTIVATION_LIMIT).to(torch.int16)
+    return tensors
+
+
+def _windows(windows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Windows of eight bits, with as many fraction bits as fit the largest weight of any."""
+    largest = max(float(w.abs().max()) for w in windows.values())
+    bits = min(18, math.floor(math.log2(WEIGHT_LIMIT / max(largest, 1e-9))))
+    parts = {n: torch.round(w * 2.0**bits).to(torch.int8) for n, w in windows.items()}
+    return parts | {"window_bits": torch.tensor(bits, dtype=torch.int32)}
+
+
+def _layer(network: nn.Module, name: str) -> dict[str, Tensor]:
+    """A context network's layer in integers."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer, QualityLinear)
+    weight, bias = layer.weight.detach().double().flatten(1), layer.bias.detach().double()
+    fraction = FRACTION
+    if name == "leave":
+        fraction = SHIFT_BITS
+        gain = torch.ones(len(weight), dtype=torch.float64)
+        gain[len(weight) // 2 :] = INDEX_GAIN
+        weight, bias = weight * gain[:, None], bias * gain
+    return {f"{name}.{k}": v for k, v in _small_layer(weight, bias, fraction).items()}
 
 
 def _small_layer(weight: Tensor, bias: Tensor, fraction: int) -> dict[str, Tensor]:
@@ -177,6 +202,21 @@ def write_model(
     about["distortion"] = distortion  # what encoders search by
     data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
     path.write_bytes(data)  # not save_file, which makes files that only their owner can read
+
+
+def write_part(
+    context: VolumeContext, path: Path, owner: Model, tables: IntegerTables | None, lattice: IntegerTables | None
+) -> None:
+    """Write the context model over the volume as a part of an installed model; Gaussian tables if none are given."""
+    tensors = volume_tensors(context)
+    for kind, given in (("tables", tables), ("lattice", lattice)):
+        made = given or make_context_tables()
+        tensors[f"{kind}.frequencies"], tensors[f"{kind}.lengths"] = map(torch.from_numpy, made)
+    ExactVolume(owner.arch.latents, tensors, SCALES, torch.device("cpu"))
+    about = {"format": FORMAT, "part_of": owner.identity.hex(), "context": VOLUME}
+    path.parent.mkdir(exist_ok=True)
+    tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
+    path.write_bytes(save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)}))
 
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from pillow_lic.distortions import DISTORTIONS
 from pillow_lic.models.context.network import ContextModel
-from pillow_lic.models.context.schedule import ContextShape, units_of
+from pillow_lic.models.context.schedule import VOLUME, ContextShape, units_of
+from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture
 from pillow_lic.training.correlation import mask_of
@@ -125,8 +126,9 @@ class Recipe:
         _one_of("quantisation", self.quantisation, QUANTISATIONS)
         if self.distortion == "ms-ssim" and self.batches.size < 192:
             raise ValueError("MS-SSIM needs crops of at least 192 pixels")
-        for name in self.contexts:
-            units_of(name, self.model.latents, self.contexts[name].slices)
+        for name, shape in self.contexts.items():
+            if name != VOLUME:
+                units_of(name, self.model.latents, shape.slices)
         for name, share in self.rate.items():
             if name != "none" and name not in self.contexts:
                 raise ValueError(f"[rate] names {name!r}, which is not in [contexts]")
@@ -141,7 +143,9 @@ class Recipe:
         """An untrained model of the recipe's shapes."""
         model = HyperpriorModel(self.model)
         for name, shape in self.contexts.items():
-            model.contexts[name] = ContextModel(name, shape, self.model)
+            model.contexts[name] = (
+                VolumeContext(shape, self.model) if name == VOLUME else ContextModel(name, shape, self.model)
+            )
         return model
 
     def limited(self, max_steps: int) -> Recipe:

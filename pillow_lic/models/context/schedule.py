@@ -21,6 +21,9 @@ from itertools import pairwise
 TAPS = 5
 """Side of the spatial window: two positions each way."""
 
+VOLUME = "volume"
+"""The context model that has no units: pillow_lic.models.context.volume."""
+
 CONTEXTS = ("checkerboard", "channel", "autoregressive", "staircase")
 
 

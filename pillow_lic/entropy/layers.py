@@ -148,12 +148,12 @@ class _Bytes:
         """(in, P) int16 -> (out, P) int32."""
         count = x.shape[1]
         both = torch.empty((x.shape[0], 2 * count), dtype=torch.int8, device=x.device)
-        both[:, :count] = x ^ FLIP
+        both[:, :count].copy_(x).bitwise_xor_(-FLIP)
         both[:, count:] = x >> 8
         sums = torch._int_mm(self._weight, both)
         if not self._wide:
-            return torch.add(sums[:, :count], sums[:, count:], alpha=256).add_(start[0]) >> self._shift
+            return torch.add(sums[:, :count], sums[:, count:], alpha=256).add_(start[0]).bitwise_right_shift_(self._shift)
         sums = torch.add(sums[: self._rows], sums[self._rows :], alpha=256)
         # floor((256 high + low) / 2**shift) in 32 bits: what is below 256 is rounded down first.
         low = sums[:, :count].add_(start[0]) >> 8
-        return low.add_(sums[:, count:]).add_(start[1]) >> self._shift
+        return low.add_(sums[:, count:]).add_(start[1]).bitwise_right_shift_(self._shift)

@@ -24,6 +24,7 @@ from pillow_lic.entropy.units import (
     SHIFT_BITS,
     ExactUnit,
     Ladder,
+    by_position,
     padded,
     rounded,
 )
@@ -152,8 +153,10 @@ class ExactContext:
         _, h, w = given.index.shape
         margin = TAPS // 2
         # Multiplying by whole powers of two and rounding down: exact in float64 and float32 alike.
-        hidden = rounded(given.hidden.flatten(1), 2.0 ** (FRACTION - ACTIVATION_BITS)).to(torch.float32)
-        ratio = torch.zeros((self.latents, h + 2 * margin, w + 2 * margin), dtype=torch.float32, device=self.device)
+        hidden = rounded(given.hidden.permute(1, 2, 0), 2.0 ** (FRACTION - ACTIVATION_BITS)).to(torch.float32)
+        hidden = hidden.contiguous().permute(2, 0, 1)
+        grid = torch.zeros((h + 2 * margin, w + 2 * margin, self.latents), dtype=torch.float32, device=self.device)
+        ratio = grid.permute(2, 0, 1)
         flat = given.index.flatten(1)
         half = None
         if given.lattice is not None:
@@ -210,7 +213,7 @@ class ExactContext:
         if known is not None:
             q += known[part.unit.first : part.unit.last].index_select(1, part.at)
         r = self._ratio(q, part.index, part.half)
-        ratio[part.unit.first : part.unit.last].flatten(1).index_copy_(1, padded(part.at, width), r)
+        by_position(ratio)[:, part.unit.first : part.unit.last].index_copy_(0, padded(part.at, width), r.t())
 
     def _ratio(self, q: Tensor, index: Tensor, half: Tensor | None) -> Tensor:
         """Symbols, int32, in units of their scales."""

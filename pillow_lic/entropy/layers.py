@@ -75,9 +75,9 @@ class IntegerLayer:
         """x in the type that products are made in."""
         return x.to(self._dtype if self._bytes is None else torch.int16)
 
-    def __call__(self, x: Tensor, quality_code: int) -> Tensor:
-        """(in, P) -> (out, P)."""
-        sums = self._sums(x, quality_code)
+    def __call__(self, x: Tensor, quality_code: int, *, by_row: bool = False) -> Tensor:
+        """(in, P) -> (out, P), in memory as ``x`` is, row by row or column by column, or always ``by_row``."""
+        sums = self._sums(x, quality_code, by_row)
         return sums.floor_() if self._bytes is None else sums
 
     def activated(self, x: Tensor, quality_code: int) -> Tensor:
@@ -91,13 +91,13 @@ class IntegerLayer:
             return torch.nn.functional.leaky_relu_(sums, 0.125).floor_()
         return torch.maximum(sums, sums >> 3, out=sums)
 
-    def _sums(self, x: Tensor, quality_code: int) -> Tensor:
+    def _sums(self, x: Tensor, quality_code: int, by_row: bool = False) -> Tensor:
         code, start = self._start
         if code != quality_code:  # one assignment, so that threads see either pair
             start = self._start_at(quality_code)
             self._start = (quality_code, start)
         if self._bytes is not None:
-            return self._bytes(self.taken(x), *start)
+            return self._bytes(self.taken(x), by_row, *start)
         return torch.addmm(start[0], self._scaled, self.taken(x))
 
     def _start_at(self, quality_code: int) -> tuple[Tensor, ...]:
@@ -144,15 +144,22 @@ class _Bytes:
         parts = (whole & 255, whole >> 8) if self._wide else (whole,)
         return tuple(torch.from_numpy(part).to(torch.int32)[:, None] for part in parts)
 
-    def __call__(self, x: Tensor, *start: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, by_row: bool, *start: Tensor) -> Tensor:
         """(in, P) int16 -> (out, P) int32."""
         count = x.shape[1]
-        both = torch.empty((x.shape[0], 2 * count), dtype=torch.int8, device=x.device)
+        if x.is_contiguous():
+            both = torch.empty((x.shape[0], 2 * count), dtype=torch.int8, device=x.device)
+        else:
+            both = torch.empty((2 * count, x.shape[0]), dtype=torch.int8, device=x.device).t()
         both[:, :count].copy_(x).bitwise_xor_(-FLIP)
         both[:, count:] = x >> 8
-        sums = torch._int_mm(self._weight, both)
+        if by_row or x.is_contiguous():
+            sums = torch._int_mm(self._weight, both)
+        else:
+            sums = torch._int_mm(both.t(), self._weight.t()).t()
         if not self._wide:
-            return torch.add(sums[:, :count], sums[:, count:], alpha=256).add_(start[0]).bitwise_right_shift_(self._shift)
+            sums = torch.add(sums[:, :count], sums[:, count:], alpha=256)
+            return sums.add_(start[0]).bitwise_right_shift_(self._shift)
         sums = torch.add(sums[: self._rows], sums[self._rows :], alpha=256)
         # floor((256 high + low) / 2**shift) in 32 bits: what is below 256 is rounded down first.
         low = sums[:, :count].add_(start[0]) >> 8

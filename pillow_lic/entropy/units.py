@@ -132,46 +132,54 @@ class ExactUnit:
     ) -> tuple[Tensor, Tensor]:
         """Shifts for (channels, P) latents at flat positions ``at`` of a grid ``width`` wide.
 
-        ``ratio`` (M, h + 4, w + 4) holds what is decoded with two zeros around, ``hidden`` (H, h w).
+        ``ratio`` (M, h + 4, w + 4) holds what is decoded with two zeros around, ``hidden`` (H, h, w); both had
+        better lie in memory position by position, since positions are what is picked.
         """
         seen = ratio[: self.view.spatial]
         place = padded(at, width)
         few = self.unit.causal or seen.device.type != "cpu"
         sums = self._gathered(seen, place) if few else self._convolved(seen, at)
-        centre = seen[: self.view.centre].flatten(1).index_select(1, place)
-        x = torch.cat([hidden.index_select(1, at), rounded(sums.flatten(0, 1), 1.0), centre, centre.abs()])
+        centre = by_position(seen[: self.view.centre]).index_select(0, place)
+        windows = rounded(sums.flatten(1), 1.0)
+        x = torch.cat([by_position(hidden).index_select(0, at), windows, centre, centre.abs()], dim=1).t()
         x = self._network(x, quality_code)
         shift, change = x.chunk(2)
         own = slice(self.unit.first, min(self.unit.last, self.view.spatial))
         if own.stop > own.start:
             count, finer = own.stop - own.start, 2.0 ** (SHIFT_BITS - FRACTION)
-            shift[:count] += rounded_down(sums[0, own], finer)
-            change[:count] += rounded_down(sums[1, own], finer * INDEX_GAIN)
+            shift[:count] += rounded_down(sums[:, 0, own].t(), finer)
+            change[:count] += rounded_down(sums[:, 1, own].t(), finer * INDEX_GAIN)
         return shift.clamp_(-SHIFT_LIMIT, SHIFT_LIMIT), change.clamp_(-CHANGE_LIMIT, CHANGE_LIMIT)
 
     def _network(self, x: Tensor, quality_code: int) -> Tensor:
         x = self.layers["enter"].activated(x, quality_code)
         h = self.layers["reduce"].activated(x, quality_code)
         x = self.layers["expand"].activate(self.layers["expand"](h, quality_code).add_(x))
-        return self.layers["leave"](x, quality_code).to(torch.float32)
+        return self.layers["leave"](x, quality_code, by_row=True).to(torch.float32)
 
     def _convolved(self, seen: Tensor, at: Tensor) -> Tensor:
-        """Sums over each channel's windows of values and of magnitudes, (2, spatial, P).
+        """Sums over each channel's windows of values and of magnitudes, (P, 2, spatial).
 
         By the library's convolution, which is exact as long as it only multiplies and adds: windows
         of one channel and 5x5 have neither Winograd nor FFT variants on CPUs.
         """
-        both = torch.cat([seen, seen.abs()])[None]
+        grid = seen.permute(1, 2, 0)
+        both = torch.cat([grid, grid.abs()], dim=2).permute(2, 0, 1)[None]
         sums = torch.nn.functional.conv2d(both, self.windows.reshape(-1, 1, TAPS, TAPS), groups=both.shape[1])
-        return sums.flatten(2).index_select(2, at).reshape(2, seen.shape[0], len(at))
+        return by_position(sums[0]).index_select(0, at).reshape(len(at), 2, seen.shape[0])
 
     def _gathered(self, seen: Tensor, place: Tensor) -> Tensor:
         """The same for a few positions, or where a convolution may not be exact."""
         row = seen.shape[2]
         offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - 2) * row + self.taps % TAPS - 2
-        patches = seen.flatten(1)[:, place[:, None] + offsets]
-        windows = self.windows[:, :, None, self.taps]
-        return torch.stack([(patches * windows[0]).sum(dim=2), (patches.abs() * windows[1]).sum(dim=2)])
+        patches = by_position(seen)[place[:, None] + offsets]
+        value, size = self.windows[:, :, self.taps].mT
+        return torch.stack([(patches * value).sum(dim=1), (patches.abs() * size).sum(dim=1)], dim=1)
+
+
+def by_position(grid: Tensor) -> Tensor:
+    """(channels, h, w) as (h w, channels); no copy if it lies in memory like that."""
+    return grid.permute(1, 2, 0).flatten(0, 1)
 
 
 def padded(at: Tensor, width: int) -> Tensor:

@@ -86,21 +86,19 @@ class Linear:
         if float(bound.max()) >= EXACT:
             raise ValueError(f"the model's layer {name} is not exact in float64")
         self.form = form
-        self.weight = matrix.t().contiguous().to(device)
-        self.start = start.to(device)
-        self.scale = torch.ldexp(torch.ones(len(bias), dtype=torch.float64), -shift.double()).to(device)
+        # Scaled by powers of two beforehand, sums are whole multiples of 2**-shift and as exact.
+        self.weight = torch.ldexp(matrix.t(), -shift.double()).contiguous().to(device)
+        self.start = torch.ldexp(start, -shift.double()).to(device)
 
     def __call__(self, x: Tensor, start: Tensor | None = None) -> Tensor:
         """``start`` (P, out) holds sums that are known already, with the bias among them."""
-        # Scaling by a power of two is exact and floor is too: an arithmetic shift.
-        sums = torch.addmm(self.start if start is None else start, x, self.weight)
-        return self._activate(sums.mul_(self.scale).floor_().clamp_(-LIMIT, LIMIT))
-
-    def _activate(self, x: Tensor) -> Tensor:
+        x = torch.addmm(self.start if start is None else start, x, self.weight).floor_()
         if self.form.activation == "relu":
-            return x.clamp_(min=0)
+            return x.clamp_(0, LIMIT)
+        x.clamp_(-LIMIT, LIMIT)
         if self.form.activation == "leaky":
-            return torch.maximum(x, (x * SLOPE + 2 ** (SLOPE_BITS - 1)).mul_(2.0**-SLOPE_BITS).floor_())
+            # Products of 20 and 14 bits: exact.
+            return torch.maximum(x, (x * (SLOPE / 2**SLOPE_BITS)).add_(0.5).floor_(), out=x)
         return x
 
     def over(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ there is a context, around the mean that it says.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,24 +250,25 @@ class FamilyModel:
 
         return Coded(z, *self._along(hyper, decoded))
 
-    def _along(self, hyper: Tensor, symbols_of: Any) -> tuple[Symbols, Tensor, Tensor]:
-        """y, means and indices, wave by wave: the one schedule of encoder and decoder."""
+    def _along(self, hyper: Tensor, symbols_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Any:
+        """y, means and indices, wave by wave: the one schedule of encoder and decoder.
+
+        ``symbols_of`` tells the symbols (P, M) of some positions, given their means and indices.
+        """
         device, (_, h, w), latents = hyper.device, hyper.shape, self.arch.latents
         network = self._cached(("context", device), lambda: self._context(device))
         prepared = network.prepare(hyper)
         waves = Wavefront(latents, h, w, device)
-        y = torch.empty((h * w, latents), dtype=torch.int16, device=device)
-        mean = torch.empty((h * w, latents), dtype=torch.int32, device=device)
-        index = torch.empty((h * w, latents), dtype=torch.uint8, device=device)
+        parts = []
         for at, place, windows in waves:
-            own_mean, own_index = self._conditions(network(windows, prepared[at]).t())
-            own_mean, own_index = own_mean.t(), own_index.t()
-            values = symbols_of(at, own_mean, own_index)
-            waves.put(place, values.double() * 2.0**MEAN_BITS + own_mean)
-            y[at], mean[at], index[at] = values, own_mean, own_index
-        shape = (latents, h, w)
-        found = [x.t().reshape(shape).contiguous() for x in (y, mean, index)]
-        return found[0].cpu().numpy(), found[1], found[2]
+            mean, index = self._conditions(network(windows, prepared.index_select(0, at)), 1)
+            values = symbols_of(at, mean, index)
+            waves.put(place, values.double() * 2.0**MEAN_BITS + mean)
+            parts.append((values, mean, index))
+        back = torch.argsort(torch.cat(waves.positions))
+        together = (torch.cat(of_waves).index_select(0, back) for of_waves in zip(*parts, strict=True))
+        y, mean, index = (x.t().reshape(latents, h, w) for x in together)
+        return y.cpu().numpy(), mean, index
 
     def _factorized(self, h: int, w: int, device: torch.device) -> tuple[Tensor, Tensor]:
         shape = (self.arch.latents, h, w)
@@ -280,11 +281,13 @@ class FamilyModel:
         values = torch.from_numpy(z.astype(np.int64) << Z_BITS) + self.medians[:, None, None]
         return network(values.to(device))[:, :h, :w]  # type: ignore[no-any-return]
 
-    def _conditions(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and tables' indices from (C, ...) parameters: scales, then means where there are any."""
-        scale, mean = parameters[: self.arch.latents], parameters[self.arch.latents :]
-        index = torch.bucketize(scale.contiguous(), self.family.thresholds.to(scale.device)).to(torch.uint8)
-        return (mean.to(torch.int32) if self.kind.means else torch.zeros_like(scale, dtype=torch.int32)), index
+    def _conditions(self, parameters: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+        """Means and tables' indices from parameters: scales along ``dim``, then means where there are any."""
+        scale = parameters.narrow(dim, 0, self.arch.latents).contiguous()
+        index = torch.bucketize(scale, self.family.thresholds.to(scale.device)).to(torch.uint8)
+        if not self.kind.means:
+            return torch.zeros_like(scale, dtype=torch.int32), index
+        return parameters.narrow(dim, self.arch.latents, self.arch.latents).to(torch.int32), index
 
     # -- parts ---------------------------------------------------------------------------------
 

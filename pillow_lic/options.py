@@ -48,8 +48,9 @@ class EncoderOptions:
     alpha_quality
                0 to 100: in how many levels transparency is kept; 100, the default: all of them
     exact      keep the colours of transparent pixels, which nobody sees; default False
-    adaptive   take bits from where a picture looks good to where it looks worst, so that quality is even at the
-               same size (Johnston 2018); default False
+    adaptive   True: take bits from where a picture looks good to where it looks worst, so that quality is even at the
+               same size (Johnston 2018); "importance": let a network that was trained for it say where SSIM gains
+               most (Li 2018); default False
     progressive
                in scans, those that bring most to the picture first, so that the beginning of a file opens as
                the whole picture (with ImageFile.LOAD_TRUNCATED_IMAGES); at most 1 % larger; default False
@@ -81,7 +82,7 @@ class EncoderOptions:
     target_psnr: float | None = None
     alpha_quality: int = 100
     exact: bool = False
-    adaptive: bool = False
+    adaptive: bool | str = False
     progressive: bool = False
 
     def __post_init__(self) -> None:
@@ -92,9 +93,11 @@ class EncoderOptions:
             _choice("context", self.context, ("auto", *CONTEXTS))
         if self.quantizer is not None:
             _choice("quantizer", self.quantizer, QUANTIZERS)
-        for name in ("adaptive", "progressive"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, not {value!r}")
+        if not isinstance(self.adaptive, bool) and self.adaptive != "importance":
+            kind = ValueError if isinstance(self.adaptive, str) else TypeError
+            raise kind(f"adaptive must be True, False or 'importance', not {self.adaptive!r}")
+        if not isinstance(self.progressive, bool):
+            raise TypeError(f"progressive must be True or False, not {self.progressive!r}")
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if not 0 <= self.effort <= EFFORT_MAX:
             raise ValueError(f"effort must be a whole number from 0 to 9, not {self.effort}")

@@ -69,5 +69,5 @@ def test_bits_go_from_what_is_good_to_what_is_bad() -> None:
 
 
 def test_adaptive_is_yes_or_no(photo: Image.Image) -> None:
-    with pytest.raises(TypeError, match="adaptive must be True or False, not 'much'"):
+    with pytest.raises(ValueError, match="adaptive must be True, False or 'importance', not 'much'"):
         coded(photo, adaptive="much")

@@ -33,9 +33,8 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
     group.add_argument("--context", help=f"context model: {CONTEXTS}; default {DEFAULT_CONTEXT}")
     group.add_argument("--quantizer", help="scalar, diamond, e8, bw16; default e8 where the model has it")
-    group.add_argument(
-        "--adaptive", action="store_true", default=None, help="the same bits, where the picture needs them"
-    )
+    group.add_argument("--adaptive", nargs="?", const=True, metavar="importance",
+                       help="bits where the picture looks worst, or where a network trained for it says")  # fmt: skip
     group.add_argument("--progressive", action="store_true", default=None, help="in scans: its beginning opens too")
     group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
     group.add_argument(

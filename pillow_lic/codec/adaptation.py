@@ -45,6 +45,18 @@ def chosen_levels(model: Model, array: Pixels, header: Header, device: torch.dev
     return even_levels(PROBES, similarity, blocks)
 
 
+def important_levels(model: Model, array: Pixels, header: Header, device: torch.device) -> adaptive.Levels:
+    """Levels of a picture as the model's importance map sees it; ``ValueError`` if it has none."""
+    h, w = latent_size(header.height), latent_size(header.width)
+    found = np.zeros((-(-h // adaptive.BLOCK), -(-w // adaptive.BLOCK)), np.int8)
+    network, quality = model.importance(device), quality_tensor(header, device)
+    plain = replace(header, quantizer="scalar", adaptive=False)
+    for part in analysed(model, array, plain, device, None, searching=False):
+        levels = network(crop(part.y, part.place, part.around).float(), quality)[0].round()
+        adaptive.of_tile(found, part.place)[:] = levels.cpu().numpy().astype(np.int8)
+    return found
+
+
 def _probed(
     model: Model, part: Part, header: Header, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

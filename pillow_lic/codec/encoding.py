@@ -16,7 +16,7 @@ import torch
 
 from pillow_lic import alpha, container, options
 from pillow_lic.codec import families
-from pillow_lic.codec.adaptation import chosen_levels
+from pillow_lic.codec.adaptation import chosen_levels, important_levels
 from pillow_lic.codec.analysis import Part, analysed
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor, report
 from pillow_lic.codec.decoding import decode
@@ -72,7 +72,9 @@ def encode(
     family = load_model(opts.model_name)
     if isinstance(family, Family):
         families.check(family, opts, roi)
-    header = header_for(family, opts, width, height, mode, len(pictures), adaptive=roi is not None or opts.adaptive)
+    header = header_for(
+        family, opts, width, height, mode, len(pictures), adaptive=roi is not None or bool(opts.adaptive)
+    )
     if roi is not None and (roi.dtype != np.uint8 or roi.shape != (height, width)):
         raise ValueError(f"roi must be an 8-bit grey picture of {width}x{height} pixels")
     if len(pictures) > 1 and animation is None:
@@ -80,6 +82,8 @@ def encode(
     coded = [split_alpha(p, opts) if header.has_alpha else (p, None) for p in pictures]
     masked = None if roi is None else adaptive.levels_of(roi, latent_size(height), latent_size(width))
     contexts = contexts_to_try(family, opts.context)
+    if opts.adaptive == "importance" and isinstance(family, Model):
+        family.importance(torch.device("cpu"))  # a clear error before any work
 
     def at(device: torch.device, code: int, *, quickly: bool = False) -> bytes:
         model, code = family.at_quality(code)
@@ -89,7 +93,8 @@ def encode(
             names, search = ["none"] if isinstance(model, Model) else contexts, (0, None)
             there = replace(there, adaptive=roi is not None)
         elif opts.adaptive and isinstance(model, Model):
-            levels = [adaptive.together(chosen_levels(model, x, there, device), masked) for x, _ in coded]
+            choose = important_levels if opts.adaptive == "importance" else chosen_levels
+            levels = [adaptive.together(choose(model, x, there, device), masked) for x, _ in coded]
         best, found = _encode(model, coded, there, levels, names, search, device)
         return container.write(replace(there, context=best), metadata or {}, found, animation)
 

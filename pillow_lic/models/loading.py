@@ -32,6 +32,7 @@ from pillow_lic.models.context.schedule import VOLUME, units_of
 from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.errors import reading
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
+from pillow_lic.models.importance import ImportanceMap, load_importance
 from pillow_lic.models.transforms import (
     QUALITIES,
     Analysis,
@@ -42,6 +43,7 @@ from pillow_lic.models.transforms import (
 
 FORMAT = 1
 _INTEGERS = ("exact.", "tables.")
+VOLUME_SUFFIX = ".volume"
 SEARCH_PATH_VARIABLE = "PILLOW_LIC_MODELS"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _lock = threading.RLock()
@@ -62,7 +64,6 @@ class Model:
     contexts: dict[str, tuple[int, ...]]
     distortion: str = "mse"
     lattice: int | None = None
-    parts: dict[str, Path] = field(default_factory=dict)
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def at_quality(self, code: int) -> tuple[Model, int]:
@@ -114,8 +115,8 @@ class Model:
         def make() -> ExactContext:
             if _identity(self.path) != self.identity:
                 raise ValueError(f"{self.path} was replaced while it was in use")
-            if name in self.parts:
-                return _read_part(self.parts[name], self, device)
+            if name == VOLUME:
+                return _read_volume(self, device)
             prefix = f"context.{name}."
             with safe_open(self.path, framework="pt") as file:
                 names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
@@ -128,6 +129,13 @@ class Model:
             return made
 
         return self._cached(("context", name, device), make)  # type: ignore[no-any-return]
+
+    def importance(self, device: torch.device) -> ImportanceMap:
+        """The network that says where bits matter; ``ValueError`` if none lies beside the model's file."""
+        made: ImportanceMap = self._cached(
+            ("importance", device), lambda: load_importance(self.path, self.identity, device)
+        )
+        return made
 
     def gain(self, quality: float) -> Tensor:
         """Steps for each unit of y, (M, 1, 1) float32."""
@@ -289,22 +297,16 @@ def _check_shapes(exact: Mapping[str, Tensor], arch: Architecture) -> None:
             raise ValueError(f"exact.{name} has the shape {tuple(exact[name].shape)}, not {tuple(shape)}")
 
 
-def _parts_of(path: Path, identity: bytes) -> dict[str, Path]:
-    """Files beside a model's that add to it, by name: ``NAME.parts/PART.safetensors``.
-
-    Those of another model are left alone.
-    """
-    found = {}
-    for part in sorted(path.with_suffix(".parts").glob("*.safetensors")):
-        with suppress(SafetensorError, OSError, ValueError, AttributeError), safe_open(part, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
-            if about.get("format") == FORMAT and about.get("part_of") == identity.hex():
-                found[part.stem] = part
-    return found
+def _has_volume(path: Path, identity: bytes) -> bool:
+    """Whether a context model over the volume lies beside a model; that of another model is none."""
+    with suppress(SafetensorError, OSError), safe_open(path.with_suffix(VOLUME_SUFFIX), framework="pt") as file:
+        return bool((file.metadata() or {}).get("model") == identity.hex())
+    return False
 
 
-def _read_part(path: Path, model: Model, device: torch.device) -> ExactContext:
-    """A context model from a part of a model; ``ValueError`` if it is damaged."""
+def _read_volume(model: Model, device: torch.device) -> ExactContext:
+    """The context model beside a model's file; ``ValueError`` if it is damaged."""
+    path = model.path.with_suffix(VOLUME_SUFFIX)
     with reading(path), safe_open(path, framework="pt") as file:
         tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
         if any(tensor.is_floating_point() for tensor in tensors.values()):
@@ -345,7 +347,6 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     lattice = about.get("lattice")
     if lattice is not None and not 0 <= lattice < len(tables):
         raise ValueError(f"{path} is damaged: impossible lattice")
-    parts = _parts_of(path, identity)
-    if VOLUME in parts:
+    if _has_volume(path, identity):
         contexts[VOLUME] = ()
-    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice, parts)
+    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice)

@@ -33,10 +33,10 @@ from pillow_lic.entropy.units import (
 from pillow_lic.entropy.volume import LAYERS as LAYERS_OF_VOLUME
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.context.network import ContextModel, QualityLinear, UnitNetwork
-from pillow_lic.models.context.schedule import VOLUME, units_of
+from pillow_lic.models.context.schedule import units_of
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import INDEX_GAIN, LATTICE, SCALES, SKIP, HyperpriorModel, QualityConv
-from pillow_lic.models.loading import FORMAT, Model
+from pillow_lic.models.loading import FORMAT, VOLUME_SUFFIX, Model
 from pillow_lic.training.probabilities import grains, half_steps, make_context_tables, sigma_of
 
 IntegerTables = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -177,7 +177,8 @@ def write_model(
     tensors["tables.frequencies"], tensors["tables.lengths"] = map(torch.from_numpy, tables)
     shapes = {}
     for name, context in model.contexts.items():
-        assert isinstance(context, ContextModel)
+        if not isinstance(context, ContextModel):  # the volume, see write_volume
+            continue
         parts = context_tensors(context)
         for kind, given in (("tables", context_tables), ("lattice", lattice_tables)):
             made = (given or {}).get(name) or make_context_tables()
@@ -204,19 +205,17 @@ def write_model(
     path.write_bytes(data)  # not save_file, which makes files that only their owner can read
 
 
-def write_part(
-    context: VolumeContext, path: Path, owner: Model, tables: IntegerTables | None, lattice: IntegerTables | None
+def write_volume(
+    context: VolumeContext, owner: Model, tables: IntegerTables | None = None, lattice: IntegerTables | None = None
 ) -> None:
-    """Write the context model over the volume as a part of an installed model; Gaussian tables if none are given."""
+    """Write the context model over the volume beside its model's file; Gaussian tables if none are given."""
     tensors = volume_tensors(context)
     for kind, given in (("tables", tables), ("lattice", lattice)):
         made = given or make_context_tables()
         tensors[f"{kind}.frequencies"], tensors[f"{kind}.lengths"] = map(torch.from_numpy, made)
-    ExactVolume(owner.arch.latents, tensors, SCALES, torch.device("cpu"))
-    about = {"format": FORMAT, "part_of": owner.identity.hex(), "context": VOLUME}
-    path.parent.mkdir(exist_ok=True)
-    tensors = {k: v.contiguous().cpu() for k, v in tensors.items()}
-    path.write_bytes(save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)}))
+    ExactVolume(owner.arch.latents, tensors, SCALES, torch.device("cpu")).check(owner.arch.hyper_channels)
+    data = save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata={"model": owner.identity.hex()})
+    owner.path.with_suffix(VOLUME_SUFFIX).write_bytes(data)
 
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:

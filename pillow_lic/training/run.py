@@ -21,6 +21,7 @@ from tqdm import tqdm
 from pillow_lic import codec, container
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.container import Header
+from pillow_lic.models.context.schedule import VOLUME
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import EncoderOptions
@@ -111,6 +112,7 @@ def finish(
     model: HyperpriorModel, recipe: Recipe, data: str | Path, output: Path, validation: str | Path | None
 ) -> dict[str, float]:
     """Make the integer network and its tables, write the model, and measure it."""
+    names = [name for name in model.contexts if name != VOLUME]  # which has a file of its own
     _say(f"measuring the symbols of {TABLE_IMAGES} training images for the probability tables")
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "plain.safetensors"
@@ -118,11 +120,11 @@ def finish(
         counts = count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))
         context_tables = {
             name: make_context_tables(count_values(seen_passes(plain, name, "scalar", data, CONTEXT_IMAGES)))
-            for name in model.contexts
+            for name in names
         }
         lattice_tables = {
             name: make_context_tables(count_values(seen_passes(plain, name, "e8", data, CONTEXT_IMAGES)))
-            for name in model.contexts
+            for name in names
         }
         seen = seen_passes(plain, "none", "e8", data, CONTEXT_IMAGES)
         lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())

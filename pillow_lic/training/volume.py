@@ -1,0 +1,49 @@
+"""Exports a trained context model over the volume of latents, as a file beside its model's.
+
+lic train recipes/mse-cpu-volume.toml --start WEIGHTS.pt --run RUN --data IMAGES --output RUN/whole.safetensors
+python -m pillow_lic.training.volume MODEL.safetensors RUN/weights.pt IMAGES
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pillow_lic.models.context.schedule import VOLUME
+from pillow_lic.models.context.volume import VolumeContext
+from pillow_lic.models.loading import Model, load_model
+from pillow_lic.training.export import write_volume
+from pillow_lic.training.probabilities import count_values, make_context_tables
+from pillow_lic.training.recipe import recipe_from
+from pillow_lic.training.run import seen_passes
+
+IMAGES = 40
+"""Training images whose symbols the probability tables are fitted to."""
+
+
+def export_volume(model: Path, weights: Path, data: str | Path, images: int = IMAGES) -> None:
+    """Write the context model of a run's weights beside a model; ``ValueError`` if there is none in them."""
+    state = torch.load(weights, weights_only=True)
+    recipe = recipe_from(state["recipe"])
+    if VOLUME not in recipe.contexts:
+        raise ValueError(f"{weights} holds no context model over the volume")
+    owner = load_model(str(model))
+    if not isinstance(owner, Model) or owner.arch != recipe.model:
+        raise ValueError(f"{model} has other networks than {weights}")
+    context = VolumeContext(recipe.contexts[VOLUME], recipe.model)
+    prefix = f"contexts.{VOLUME}."
+    context.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
+    write_volume(context, owner)
+    # Its networks with Gaussian tables tell which symbols the real tables will meet.
+    owner.contexts[VOLUME] = ()
+    tables = []
+    for quantizer in ("scalar", "e8"):
+        tables.append(make_context_tables(count_values(seen_passes(model, VOLUME, quantizer, data, images))))
+    write_volume(context, replace(owner, _made={}), *tables)
+
+
+if __name__ == "__main__":
+    export_volume(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

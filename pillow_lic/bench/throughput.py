@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,8 @@ def run(argv: Sequence[Any]) -> Run:
         return usage.ru_utime + usage.ru_stime
 
     started, before = time.perf_counter(), spent()
-    process = subprocess.Popen([sys.executable, *map(str, argv)], stdout=subprocess.DEVNULL)
+    quietly = os.environ | {"TQDM_DISABLE": "1"}
+    process = subprocess.Popen([sys.executable, *map(str, argv)], stdout=subprocess.DEVNULL, env=quietly)
     largest = 0
     while process.poll() is None:
         try:

@@ -22,15 +22,34 @@ WORTH_CUDA = 256 * 256
 @contextmanager
 def quiet(device: torch.device, threads: int | None = None) -> Iterator[None]:
     """No gradients, no autocast and at most so many threads, whatever the caller has set; all is put back after."""
+    with on_threads(threads), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextmanager
+def on_threads(count: int | None = None) -> Iterator[None]:
+    """At most so many threads; just one in a forked child, which would wait for ever for OpenMP's of its parent."""
+    if _forked:
+        count = 1
+    if count is None:
+        yield
+        return
     before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
-        if threads is not None:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+_forked = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def choose_device(name: str | None, pixels: int) -> torch.device:

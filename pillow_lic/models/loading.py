@@ -23,6 +23,7 @@ from platformdirs import user_data_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pillow_lic.devices import on_threads
 from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
@@ -168,7 +169,7 @@ class Model:
     def _cached(self, key: tuple[Any, ...], make: Any) -> Any:
         with _lock:
             if key not in self._made:
-                with reading(self.path):
+                with reading(self.path), on_threads():
                     self._made[key] = make()
             return self._made[key]
 
@@ -281,7 +282,7 @@ def _load(path: Path) -> AnyModel:
     with _lock:
         identity = _identity(path)
         if identity not in _loaded:
-            with reading(path):
+            with reading(path), on_threads():
                 _loaded[identity] = _read(path, identity)
         return _loaded[identity]
 

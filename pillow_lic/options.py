@@ -20,6 +20,9 @@ EFFORT_MAX = 9
 DEFAULT_CONTEXT = "staircase"
 """The best context model that decodes in at most 1.5 times the time of none (docs/benchmarks.md)."""
 
+DEFAULT_LATTICE = "bw16"
+"""The quantiser of models that have tables for lattices, the best one that decodes as fast as the others do."""
+
 FAST_CONTEXTS = ("checkerboard", "channel", "staircase")
 """What "auto" tries besides none: all that decode in at most 1.6 times the time."""
 
@@ -44,7 +47,7 @@ class EncoderOptions:
                where the model has it, else "none"; all decode to the same pixels
     quantizer  "scalar"; "bw16", "e8": groups of sixteen or eight latents on the Barnes-Wall lattice or on E8,
                smaller files at some milliseconds; or "diamond": all latents of a position on whole or on
-               half steps (LVQAC), in between; None for "e8" where the model has it, else "scalar"
+               half steps (LVQAC), in between; None for "bw16" where the model has lattices, else "scalar"
     alpha_quality
                0 to 100: in how many levels transparency is kept; 100, the default: all of them
     exact      keep the colours of transparent pixels, which nobody sees; default False

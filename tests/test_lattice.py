@@ -194,7 +194,7 @@ def test_lattices_are_closer_to_the_picture(tiny: str, part: Image.Image, kind: 
 def test_effort_searches_the_lattice(tiny: str, part: Image.Image, kind: str) -> None:
     for context in ("none", "staircase"):
         plain, searched = (
-            coded(part, model=tiny, quantizer=kind, context=context, effort=effort, quality=6) for effort in (0, 2)
+            coded(part, model=tiny, quantizer=kind, context=context, effort=effort, quality=6) for effort in (0, 3)
         )
         assert Image.open(BytesIO(searched)).info["quantizer"] == kind
         assert np.array_equal(pixels_of(pillow_lic.transcode(searched, "channel")), pixels_of(searched))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from pillow_lic import container
-from pillow_lic.options import DEFAULT_CONTEXT, TARGETS, TUNES, EncoderOptions, options_from
+from pillow_lic.options import DEFAULT_CONTEXT, DEFAULT_LATTICE, TARGETS, TUNES, EncoderOptions, options_from
 
 ENCODER_OPTIONS = (
     "quality", *TARGETS, "context", "quantizer", "adaptive", "progressive", "effort", "tune", "model", "device",
@@ -32,7 +32,7 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-bpp", type=float, metavar="BITS", help="the best picture in so many bits a pixel")
     group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
     group.add_argument("--context", help=f"context model: {CONTEXTS}; default {DEFAULT_CONTEXT}")
-    group.add_argument("--quantizer", help="scalar, diamond, e8, bw16; default e8 where the model has it")
+    group.add_argument("--quantizer", help=f"{', '.join(container.QUANTIZERS)}; default {DEFAULT_LATTICE}")
     group.add_argument("--adaptive", nargs="?", const=True, metavar="importance",
                        help="bits where the picture looks worst, or where a network trained for it says")  # fmt: skip
     group.add_argument("--progressive", action="store_true", default=None, help="in scans: its beginning opens too")

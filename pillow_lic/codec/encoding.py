@@ -214,7 +214,7 @@ def _search(
     progress: tuple[int, int],
 ) -> CodedTile:
     """The tile with better symbols of y, or as it is if none are found."""
-    device, steps = part.y.device, STEPS[search[0]]
+    device = part.y.device
     h, w = latent_size(header.height), latent_size(header.width)
     priors = part.coded.priors
     # Tensors made in inference mode have no gradients, copies of them do.
@@ -247,7 +247,7 @@ def _search(
             view,
             contexts,
             header.quality_code,
-            steps,
+            search[0],
             lambda: report(next(done), progress[1]),
         )
 
@@ -257,7 +257,7 @@ def _quantizer(model: AnyModel, opts: EncoderOptions) -> str:
     if isinstance(model, Family):
         return "scalar"
     if opts.quantizer is None:
-        return "e8" if model.has_lattice else "scalar"
+        return options.DEFAULT_LATTICE if model.has_lattice else "scalar"
     if opts.quantizer != "scalar":
         model.lattice_index  # noqa: B018  (a clear error before any work)
     return opts.quantizer

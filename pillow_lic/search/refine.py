@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pillow_lic.search.relax import Relaxation
 
-STEPS = (0, 4, 8, 24, 48, 100, 200, 400, 800, 1600)
-"""Steps of each effort."""
+STEPS = (0, 1, 3, 24, 48, 100, 200, 400, 800, 1600)
+"""Steps of each effort, of which up to three are looks (:mod:`pillow_lic.search.look`)."""
 
 REFRESH = 32
 """Steps between looks at what a context model makes of the symbols as they are by then."""

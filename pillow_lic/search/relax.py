@@ -1,15 +1,10 @@
-"""Quantisers as random choices that can be differentiated (Yang, Bamler, Mandt 2020).
-
-Each goes from values (n,) in steps to what stands for the chosen points, (n,), and to the bits that the
-choice is expected to cost.  ``temperature`` says how soft the choice is and ``noise`` how random: 1 is
-the published method, 0 a soft quantiser.
-"""
+"""Quantisers as an encoder's search sees them: what points cost, and choices that can be differentiated."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +12,24 @@ from torch import Tensor
 from pillow_lic.quantizers.lattice import Kind, distances
 from pillow_lic.search.costs import Costs
 
-Relaxation = Callable[[Tensor, float, float, torch.Generator], tuple[Tensor, Tensor]]
+
+class Relaxation(Protocol):
+    """A quantiser of values (n,) in steps.
+
+    Called, it is a random choice that can be differentiated (Yang, Bamler, Mandt 2020): what stands for the
+    chosen points, (n,), and the bits that the choice is expected to cost.  ``temperature`` says how soft the
+    choice is and ``noise`` how random: 1 is the published method, 0 a soft quantiser.
+    """
+
+    def __call__(  # noqa: D102
+        self, values: Tensor, temperature: float, noise: float, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def bits(self, points: Tensor) -> Tensor:
+        """What points (n,) cost together."""
+
+    def best(self, target: Tensor, curves: Tensor) -> Tensor:
+        """Points (n,) near a target that make ``curves`` (n,) times the squared distance, plus bits, small."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,20 @@ class Rounding:
         share = torch.sigmoid((favour + noise * torch.logit(chance)) / temperature)
         below = self.costs.of(low)
         return low + share, below + share * (self.costs.of(low + 1) - below)
+
+    def bits(self, points: Tensor) -> Tensor:
+        """See :class:`Relaxation`."""
+        return self.costs.of(points).sum()
+
+    def best(self, target: Tensor, curves: Tensor) -> Tensor:
+        """See :class:`Relaxation`."""
+        return self.decided(target, curves)[0]
+
+    def decided(self, target: Tensor, curves: Tensor) -> tuple[Tensor, Tensor]:
+        """The better of the points below and above, and what each costs, distance and bits, (n,) both."""
+        low = target.floor()
+        below, above = (curves * (p - target).square() + self.costs.of(p) for p in (low, low + 1))
+        return torch.where(above < below, low + 1, low), torch.minimum(below, above)
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,18 @@ class DiamondChoice:
         share = share[self.position] * self.wide
         return whole + share * (half - whole), (few + share * (many - few)).sum()
 
+    def bits(self, points: Tensor) -> Tensor:
+        """See :class:`Relaxation`; the choices of codebooks are left out."""
+        moved = (points != points.floor()).long()
+        return self.costs.part((moved, torch.arange(len(points), device=points.device))).of(points.floor()).sum()
+
+    def best(self, target: Tensor, curves: Tensor) -> Tensor:
+        """See :class:`Relaxation`."""
+        (whole, one), (half, other) = (Rounding(self.costs.part((n,))).decided(target - n / 2, curves) for n in (0, 1))
+        saved = torch.zeros(int(self.position.max()) + 1, device=target.device)
+        saved = saved.index_add(0, self.position, (one - other) * self.wide)
+        return torch.where((saved > 0)[self.position] & self.wide, half + 0.5, whole)
+
 
 @dataclass(frozen=True)
 class LatticeChoice:
@@ -102,6 +140,22 @@ class LatticeChoice:
         chosen = (share[:, :, None] * points).sum(dim=0)
         result = torch.zeros_like(values).index_put((self.rest,), others).index_put((self.members,), chosen)
         return result, bits + (share * self._bits(floors, moved)).sum()
+
+    def bits(self, points: Tensor) -> Tensor:
+        """See :class:`Relaxation`."""
+        x = points[self.members][None]
+        alone = self.costs.part((0, self.rest)).of(points[self.rest]).sum()
+        return alone + self._bits(x.floor(), (x != x.floor()).long()).sum()
+
+    def best(self, target: Tensor, curves: Tensor) -> Tensor:
+        """See :class:`Relaxation`."""
+        x, weight = target[self.members], curves[self.members]
+        floors, moved = candidates(x, self.kind)
+        points = floors + moved / 2
+        cost = (weight * (points - x).square()).sum(dim=2) + self._bits(floors, moved)
+        chosen = points[cost.argmin(dim=0), torch.arange(len(x), device=x.device)]
+        alone = Rounding(self.costs.part((0, self.rest))).best(target[self.rest], curves[self.rest])
+        return torch.zeros_like(target).index_put((self.rest,), alone).index_put((self.members,), chosen)
 
     def _bits(self, floors: Tensor, moved: Tensor) -> Tensor:
         """Bits of candidates (n, G, side), each half a step above its symbol or not: (n, G)."""

@@ -13,7 +13,8 @@ from pillow_lic.models.loading import Model
 from pillow_lic.quantizers.diamond import Diamond
 from pillow_lic.quantizers.lattice import Lattice
 from pillow_lic.search.costs import Costs, cost_table
-from pillow_lic.search.refine import refine
+from pillow_lic.search.look import LAST_EFFORT, curvature, look
+from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding
 from pillow_lic.search.view import TileView
 from pillow_lic.symbols import CodedTile, given, pack, with_residual
@@ -29,17 +30,24 @@ def improve(
     view: TileView,
     contexts: Sequence[str],
     quality_code: int,
-    steps: int,
+    effort: int,
     on_step: Callable[[], None],
 ) -> CodedTile:
     """The tile with symbols that look better or cost less, or as it is if none are found.
 
-    ``start`` (M, h, w) are the steps from means to latents; the last of ``contexts`` tells what coding
-    costs during the search, the smallest result in the end.
+    ``start`` (M, h, w) are the steps from means to latents.  The first efforts take what coding costs without
+    a context; in higher ones the last of ``contexts`` tells during the search, the smallest result in the end.
     """
 
     def quantised(values: Tensor) -> CodedTile:
         return with_residual(model, tile, torch.zeros_like(start).masked_scatter(view.coded, values))
+
+    quantiser = _relaxation(model, tile, "none", quality_code, view.coded)
+    points = torch.from_numpy(tile.steps).to(start.device)[view.coded]
+    looks = STEPS[min(effort, LAST_EFFORT)]
+    looked = quantised(look(points, view.distortion, quantiser, _curves(tile, view), looks, on_step))
+    if effort <= LAST_EFFORT:
+        return looked
 
     def relaxation(values: Tensor) -> Relaxation:
         return _relaxation(model, quantised(values), contexts[-1], quality_code, view.coded)
@@ -49,8 +57,18 @@ def improve(
         bits = 8 * min(len(pack(model, candidate, name, quality_code)) for name in contexts)
         return float(view.distortion(steps[view.coded])) + bits
 
-    values = refine(start[view.coded], view.distortion, relaxation, steps, RATES[tile.lattice is not None], on_step)
-    return min((quantised(values), tile), key=cost)
+    rate = RATES[tile.lattice is not None]
+    values = refine(start[view.coded], view.distortion, relaxation, STEPS[effort] - looks, rate, on_step)
+    return min((quantised(values), looked, tile), key=cost)
+
+
+def _curves(tile: CodedTile, view: TileView) -> Tensor:
+    """The curvature of the coded latents, (n,); wider steps curve more, unless less is asked for there."""
+    curves = curvature(tile.priors.index[view.coded].float())
+    if view.factor is not None:
+        wider = (1 if view.fineness is None else view.fineness) / view.factor
+        curves = curves * wider.square().expand_as(view.mean)[view.coded]
+    return curves
 
 
 def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, coded: Tensor) -> Relaxation:

@@ -167,7 +167,7 @@ class _Decoding:
 
     @classmethod
     def start(cls, header: Header, frame: Frame, device: torch.device, pool: ThreadPoolExecutor) -> _Decoding:
-        model, _ = model_by_identity(header.model_id).at_quality(header.quality_code)
+        model, _ = model_by_identity(header.model_id, header.model_name).at_quality(header.quality_code)
         if frame.damaged:
             array = decode(header, frame, str(device))
             pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy())

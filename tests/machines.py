@@ -2,7 +2,7 @@
 
     python tests/machines.py write FOLDER        codes and decodes pictures in every way, and records what came out
     python tests/machines.py check FOLDER        decodes them here and compares
-    python tests/machines.py compare [PYTHON …]  both ways between this process and others with other settings
+    python tests/machines.py compare [PYTHON …]  checks what this process writes with other settings and by others
 
 Symbols are compared exactly: a file holds a checksum of all symbols and means, so that decoding it at all proves
 them, and coding them again with other context models must give the same bytes.  Pixels come from floating
@@ -83,7 +83,8 @@ def machine() -> str:
 
 def write(folder: Path, *, small: bool) -> None:
     """Code one picture in every way, and record the files, their pixels and what transcoding gives."""
-    from pillow_lic.container import CONTEXTS, QUANTIZERS
+    from pillow_lic.container import QUANTIZERS
+    from pillow_lic.models.loading import load_model
 
     folder.mkdir(parents=True, exist_ok=True)
     with Image.open(HERE / "images" / "coffee.png") as image:
@@ -91,7 +92,8 @@ def write(folder: Path, *, small: bool) -> None:
     ways: dict[str, dict[str, object]] = {}
     golden = str(HERE / "golden" / "lattice.safetensors")
     for model in (golden,) if small else (golden, "mse"):
-        coded = [(c, q) for c in CONTEXTS for q in QUANTIZERS if model == golden or q == "e8" or c == "staircase"]
+        contexts = ("none", *load_model(model).contexts)
+        coded = [(c, q) for c in contexts for q in QUANTIZERS if model == golden or q == "e8" or c == "staircase"]
         ways |= {
             f"{Path(model).stem}-{context}-{quantizer}": {"model": model, "context": context, "quantizer": quantizer}
             for context, quantizer in coded
@@ -130,13 +132,14 @@ def transcoded(data: bytes) -> str:
     """A hash of the file coded again with every other context model: what the exact path of encoders gives."""
     import pillow_lic
     from pillow_lic import container
-    from pillow_lic.models.loading import model_by_identity
+    from pillow_lic.models.loading import Model, model_by_identity
 
-    model = model_by_identity(container.Reader(BytesIO(data)).header.model_id)
-    both = [
-        pillow_lic.transcode(data, context) for context in ("none", "staircase") if context in ("none", *model.contexts)
-    ]
-    return hashlib.sha256(b"".join(both)).hexdigest()
+    header = container.Reader(BytesIO(data)).header
+    model = model_by_identity(header.model_id)
+    contexts = {header.context}
+    if isinstance(model, Model):
+        contexts |= {"none", "staircase"} & {"none", *model.contexts}
+    return hashlib.sha256(b"".join(pillow_lic.transcode(data, name) for name in sorted(contexts))).hexdigest()
 
 
 def check(folder: Path) -> dict[str, object]:
@@ -165,31 +168,25 @@ def check(folder: Path) -> dict[str, object]:
 
 
 def compare(others: list[str], *, small: bool) -> int:
-    """Every setting and every other interpreter against this process, both ways; a table."""
+    """What this process writes, checked under every setting and by every other interpreter; a table."""
     cases = [(sys.executable, setting) for setting in SETTINGS] + [(python, {}) for python in others]
     failed = False
     with tempfile.TemporaryDirectory() as temporary:
-        ours = Path(temporary) / "ours"
+        ours = Path(temporary)
         write(ours, small=small)
-        print(f"here: {machine()}\n")
-        for number, (python, setting) in enumerate(cases):
-            theirs = Path(temporary) / str(number)
-            size = ["--small"] if small else []
-            for command in (["write", str(theirs)], ["check", str(ours)]):
-                done = subprocess.run(
-                    [python, __file__, *size, *command], env=os.environ | setting, capture_output=True, text=True
-                )
-                if done.returncode and not done.stdout:
-                    raise SystemExit(done.stderr)
-            there, here = json.loads(done.stdout), check(theirs)
-            for way, result in (("ours there", there), ("theirs here", here)):
-                failed |= bool(result["wrong"])
-                verdict = f"{len(result['wrong'])} wrong" if result["wrong"] else "same symbols"
-                off = f"pixels off by at most {result['largest']}, mean {result['mean']}"
-                if way == "ours there":
-                    print(there["here"])
-                print(f"  {way}: {result['files']} files, {verdict}, {off}", flush=True)
-                print(*result["wrong"], sep="\n", end="\n" if result["wrong"] else "")
+        print(f"written: {machine()}")
+        for python, setting in cases:
+            done = subprocess.run(
+                [python, __file__, "check", str(ours)], env=os.environ | setting, capture_output=True, text=True
+            )
+            if not done.stdout:
+                raise SystemExit(done.stderr)
+            result = json.loads(done.stdout)
+            failed |= bool(result["wrong"])
+            verdict = f"{len(result['wrong'])} wrong" if result["wrong"] else "same symbols"
+            off = f"pixels off by at most {result['largest']}, mean {result['mean']}"
+            print(f"{result['here']}: {result['files']} files, {verdict}, {off}", flush=True)
+            print(*result["wrong"], sep="\n", end="\n" if result["wrong"] else "")
     return int(failed)
 
 

@@ -22,8 +22,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-BASE, SLOPE = 160, 24
-"""The bound: so many MB for tiles of at most 512 pixels, and so many bytes a pixel."""
+BASE, BASE_OF_LARGE_TILES, SLOPE = 160, 480, 24
+"""The bound: so many MB for tiles of at most 512 pixels, or up to 2048, and so many bytes a pixel."""
 
 SIZES = ((1024, 1024, 512), (2048, 2048, 512), (3072, 3072, 512), (4096, 4096, 512))
 LARGE_TILES = ((2048, 2048, 2048), (4096, 2048, 2048))

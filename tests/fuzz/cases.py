@@ -90,7 +90,7 @@ def scarred(data: bytes, rng: Random) -> bytes:
 
 def hostile_header(rng: Random, model_id: bytes) -> bytes:
     """A HEAD payload, field by field, each of which may be impossible."""
-    flags = rng.choice((0, 1, 2, 3, 64, 65, 128, 129, 192, rng.getrandbits(8)))
+    flags = rng.choice((0, 1, 2, 3, 32, 64, 65, 96, 128, 129, 192, rng.getrandbits(8)))
     coding = rng.choice((0, 4, 16, 20, 128, 148, rng.getrandbits(8)))
     sides = rng.choice(((number(rng), number(rng)), (rng.randrange(1, 200), rng.randrange(1, 200))))
     return b"".join(
@@ -142,6 +142,7 @@ def with_header(chunks: list[Chunk], rng: Random) -> None:
             {"tile": 64 * rng.randrange(33)},
             {"frames": rng.randrange(1, 6)},
             {"adaptive": not header.adaptive},
+            {"progressive": not header.progressive},
         )
     )
     chunks[0].payload = replace(header, **change).pack()  # type: ignore[arg-type]
@@ -201,7 +202,9 @@ def mutated(data: bytes, rng: Random) -> bytes:
 
 
 def with_other_tile(data: bytes, rng: Random) -> bytes:
-    """A right file with one tile's stream scarred; all checksums outside the tile, and its index, are right."""
+    """A right file, not a progressive one, with one tile's stream scarred; all checksums outside the tile, and its
+    index, are right.
+    """
     chunks = parse(data)
     header = Header.unpack(chunks[0].payload)
     frame = rng.choice([c for c in chunks if c.kind == FRAME])

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from fuzz.seeds import MODEL
 from pillow_lic import container
-from pillow_lic.container import CONTEXTS, MODES, QUANTIZERS, Animation, Frame, Header
+from pillow_lic.container import MODES, QUANTIZERS, Animation, Frame, Header
 from pillow_lic.entropy.coder import LIMIT
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.pixels import Tile, tiles_of
-from pillow_lic.quantizers import adaptive, e8
-from pillow_lic.symbols import CodedTile, _lattice, _spread, pack, priors_of
+from pillow_lic.quantizers import adaptive
+from pillow_lic.quantizers.lattice import Lattice
+from pillow_lic.symbols import CodedTile, _on_lattice, _spread, pack, priors_of
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ def extreme_file(rng: Random) -> bytes:
     frames = rng.choice((1, 1, 1, 2))
     header = Header(
         rng.randrange(1, 100), rng.randrange(1, 70), rng.choice(MODES), model.identity, rng.randrange(1793),
-        rng.choice(CONTEXTS), rng.choice(QUANTIZERS), rng.choice((0, 64)), frames, rng.random() < 0.3,
+        rng.choice(("none", *model.contexts)), rng.choice(QUANTIZERS), rng.choice((0, 64)), frames, rng.random() < 0.3,
     )  # fmt: skip
     places = list(tiles_of(header.width, header.height, header.tile))
     alpha = bytes((0, rng.getrandbits(8))) if header.has_alpha else None
@@ -54,13 +55,16 @@ def extreme_tile(model: Model, header: Header, place: Tile, rng: Random) -> Code
     tile = CodedTile(z, z_index, y, priors, levels=levels)
     if header.quantizer == "scalar":
         return tile
-    lattice = _lattice(model, header.quantizer, priors)
-    if isinstance(lattice, e8.Lattice):
-        groups = y.ravel()[lattice.members]
-        groups[:, -1] ^= (groups.sum(axis=1) & 1).astype(np.int16)  # a point's sum is even
-        y.put(lattice.members, groups)
-    coset = _any(rng, 0, 1, lattice.coset.shape).astype(np.uint8)
-    return replace(tile, lattice=replace(lattice, coset=coset))
+    on, priors = _on_lattice(model, header.quantizer, priors)
+    words = 2
+    if isinstance(on, Lattice):
+        words = len(on.kind.words)
+        groups = y.ravel()[on.members]
+        last = np.full(len(groups), groups.shape[1] - 1) if on.last is None else on.last
+        groups[np.arange(len(groups)), last] ^= (groups.sum(axis=1) & 1).astype(np.int16)  # a point's sum is even
+        y.put(on.members, groups)
+    coset = _any(rng, 0, words - 1, on.coset.shape).astype(np.uint8)
+    return replace(tile, priors=priors, lattice=replace(on, coset=coset))
 
 
 def _symbols(shape: tuple[int, ...], rng: Random) -> NDArray[np.int64]:

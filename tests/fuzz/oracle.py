@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pillow_lic import container
 from pillow_lic.models import loading
-from pillow_lic.models.loading import ModelError
+from pillow_lic.models.errors import ModelError
 
 PIXELS = 2**17
 """What fuzzing sets ``Image.MAX_IMAGE_PIXELS`` to; Pillow refuses twice as many."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pillow_lic.container import CONTEXTS, QUANTIZERS
+from pillow_lic.container import QUANTIZERS
+from pillow_lic.models.loading import load_model
 
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "golden"
@@ -32,13 +33,15 @@ def seeds() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     everything = {"exif": exif, "xmp": b"<x/>" * 20, "icc_profile": b"icc" * 9, "comment": "so", "dpi": (300, 72)}
-    made = {f"{c}-{q}": _save(picture, context=c, quantizer=q) for c in CONTEXTS for q in QUANTIZERS}
+    contexts = ("none", *load_model(MODEL).contexts)
+    made = {f"{c}-{q}": _save(picture, context=c, quantizer=q) for c in contexts for q in QUANTIZERS}
     return made | {
         "grey": _save(picture.convert("L")),
         "alpha": _save(seen),
         "alpha-even": _save(seen.convert("LA"), alpha_quality=0),
         "tiled": _save(wide, tile=64),
         "tiled-staircase": _save(wide, tile=64, context="staircase"),
+        "progressive": _save(wide, tile=64, progressive=True, quality=6),
         "roi": _save(wide, tile=64, roi=Image.linear_gradient("L").resize(wide.size)),
         "metadata": _save(picture, **everything),
         "animation": _save(

@@ -166,7 +166,7 @@ def decode_hyper(model: Model, header: Header, tile: Tile, coder: SymbolDecoder,
         try:
             on, priors = _on_lattice(model, header.quantizer, priors)
         except ValueError as error:
-            raise OSError(str(error)) from error
+            raise OSError(f"this LIC file cannot be decoded: {error}") from error
     return CodedTile(z, z_index, np.zeros(priors.index.shape, np.int16), priors, on, levels)
 
 
@@ -223,7 +223,7 @@ def context_to_decode(model: Model, name: str, lattice: Cosets | None, device: t
         network.tables_for(lattice)
         return network
     except ValueError as error:
-        raise OSError(str(error)) from error
+        raise OSError(f"this LIC file cannot be decoded: {error}") from error
 
 
 def priors_of(model: Model, z: Symbols, quality_code: int, size: Sequence[int], device: torch.device) -> Priors:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image, ImageFile
 import pillow_lic
 from pillow_lic import container
 from pillow_lic.container import Frame, Scans
+
+pytestmark = pytest.mark.filterwarnings("ignore:damaged LIC file. less sharp")
 
 
 @pytest.fixture
@@ -122,3 +125,13 @@ def test_everything_else_still_works(photo: Image.Image) -> None:
 def test_progressive_is_yes_or_no(small: Image.Image) -> None:
     with pytest.raises(TypeError, match="progressive must be True or False, not 3"):
         coded(small, progressive=3)
+
+
+def test_what_is_missing_is_said(photo: Image.Image, lenient: None) -> None:
+    data = coded(photo, quality=6, progressive=True)
+    ends = ends_of(data)
+    with pytest.warns(UserWarning, match=f"less sharp, from {len(ends) - 1} of {len(ends)} scans"):
+        pixels_of(data[: ends[-1] - 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels_of(data)

@@ -49,15 +49,18 @@ def _is_whole(model: OneQuality, header: Header, place: Tile, data: Coded, devic
 def intact_scans(model: OneQuality, header: Header, tiles: Sequence[Coded], device: torch.device) -> list[Coded | None]:
     """Of each tile of a progressive frame the scans up to the first that fails its checksum.
 
-    A tile whose first scan fails stays as it is: decoding it raises ``OSError``.
+    A tile whose first scan fails stays as it is: decoding it raises ``OSError``.  A warning tells what is missing.
     """
     found: list[Coded | None] = []
     for place, tile in zip(tiles_of(header.width, header.height, header.tile), tiles, strict=True):
         assert isinstance(tile, Scans)
-        kept = tile
+        kept, count = tile, tile.count
         while len(kept.parts) > 1 and not _decodes(model, header, place, kept, device):
             kept = Scans(tile.count, kept.parts[:-1])
         found.append(kept)
+    few = min(len(tile.parts) for tile in found if isinstance(tile, Scans))
+    if any(isinstance(tile, Scans) and len(tile.parts) < tile.count for tile in found):
+        warnings.warn(f"damaged LIC file: less sharp, from {few} of {count} scans", stacklevel=3)
     return found
 
 

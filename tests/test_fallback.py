@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -16,6 +17,7 @@ from PIL import Image
 import pillow_lic
 from pillow_lic import codec, devices, options
 from pillow_lic.codec import decoding, encoding
+from pillow_lic.models import loading
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +131,18 @@ def test_missing_weights_are_named_with_the_place_for_them(small: Image.Image, t
     assert "put its .safetensors file into" in str(error.value)
     with pytest.raises(ValueError, match=r"no model 'nope' is installed; there are: .*mse"):
         coded(small, model="nope")
+
+
+def test_a_model_that_is_not_what_its_manifest_describes_is_refused(
+    small: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (Path(__file__).parent / "golden" / "lattice.safetensors").read_bytes()
+    (tmp_path / "mine.safetensors").write_bytes(weights)
+    (tmp_path / "mine.json").write_text('{"identity": "0123456789abcdef"}')
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
+    monkeypatch.setattr(loading, "_loaded", {})
+    with pytest.raises(ValueError, match="damaged or was replaced: its manifest describes 0123456789abcdef"):
+        coded(small, model="mine")
+    identity = hashlib.sha256(weights).hexdigest()[:16]
+    (tmp_path / "mine.json").write_text(f'{{"identity": "{identity}"}}')
+    assert coded(small, model="mine")

@@ -31,7 +31,7 @@ from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.compressai.family import Family, FamilyModel
 from pillow_lic.models.context.schedule import VOLUME, units_of
 from pillow_lic.models.draft import Draft, load_draft
-from pillow_lic.models.errors import reading
+from pillow_lic.models.errors import ModelError, reading
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
 from pillow_lic.models.importance import ImportanceMap, load_importance
 from pillow_lic.models.transforms import (
@@ -200,7 +200,8 @@ def is_shipped(path: Path) -> bool:
 def load_model(name: str) -> AnyModel:
     """The model of that name in the search path, or at that path if it ends in .safetensors.
 
-    Raises ``ValueError`` if there is none, naming those there are.
+    Raises ``ValueError`` if there is none, naming those there are, and :class:`ModelError` if an installed one is
+    damaged or is not what its manifest describes.
     """
     if name.endswith(".safetensors"):
         path = Path(name)
@@ -210,6 +211,7 @@ def load_model(name: str) -> AnyModel:
     for folder in search_path():
         path = folder / f"{name}.safetensors"
         if os.sep not in name and path.is_file():
+            _check_manifest(path)
             return _load(path)
     known = sorted({p.stem for p in installed()})
     raise ValueError(f"no model {name!r} is installed; there are: {', '.join(known) or 'none'}")
@@ -261,6 +263,13 @@ def manifest_of(path: Path) -> dict[str, Any]:
         found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}
+
+
+def _check_manifest(path: Path) -> None:
+    identity = _identity(path)
+    said = None if identity in _loaded else manifest_of(path).get("identity")
+    if said is not None and said != identity.hex():
+        raise ModelError(f"{path} is damaged or was replaced: its manifest describes {said}, it is {identity.hex()}")
 
 
 def installed() -> list[Path]:

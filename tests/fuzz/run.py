@@ -5,7 +5,7 @@
 Layers: ``container`` walks chunks and opens; ``payload`` decodes files whose entropy-coded tiles were changed;
 ``file`` decodes files with anything changed; ``png`` transparency; ``symbols`` symbols that no picture has;
 ``model`` hostile .safetensors files.  Prints one line of JSON.  A broken promise ends the run with the case on
-disk.  ``--coverage`` adds which lines of the decoder ran (slower).
+disk.
 """
 
 from __future__ import annotations
@@ -20,19 +20,12 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fuzz import cases, seeds
 from fuzz.oracle import Oracle
 
 LAYERS = ("container", "payload", "file", "png", "symbols", "model")
-
-DECODER = (
-    "container.py", "signature.py", "alpha.py", "symbols.py", "codec/decoding.py", "codec/salvage.py",
-    "entropy/coder.py", "entropy/exact.py", "entropy/units.py", "entropy/context.py", "entropy/tables.py",
-    "quantizers/adaptive.py", "quantizers/e8.py", "models/loading.py",
-)  # fmt: skip
-"""The modules that read what a stranger has written."""
 
 
 def attempts(layer: str, oracle: Oracle, rng: Random) -> Callable[[], object]:
@@ -54,6 +47,7 @@ def attempts(layer: str, oracle: Oracle, rng: Random) -> Callable[[], object]:
         oracle.load(data, expected[source])
 
     def file_case() -> None:
+        ImageFile.LOAD_TRUNCATED_IMAGES = rng.random() < 0.3
         oracle.load(cases.mutated(rng.choice(right), rng))
 
     def png_case() -> None:
@@ -104,6 +98,7 @@ def run(layer: str, count: int, seed: int, minutes: float | None = None) -> dict
             raise
         done += 1
     faulthandler.cancel_dump_traceback_later()
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     took = time.monotonic() - start
     return {
         "layer": layer,
@@ -123,27 +118,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, help="stop then, however many cases were tried")
-    parser.add_argument("--coverage", metavar="FILE", help="add to this coverage data file")
     args = parser.parse_args(argv)
     seeds.use_golden_models()
     import torch
 
     torch.set_num_threads(1)
-    if args.coverage is None:
-        print(json.dumps(run(args.layer, args.cases, args.seed, args.minutes)))
-        return 0
-    import coverage
-
-    package = Path(__file__).resolve().parents[2] / "pillow_lic"
-    tracer = coverage.Coverage(data_file=args.coverage, include=[str(package / name) for name in DECODER])
-    if Path(args.coverage).exists():
-        tracer.load()
-    tracer.start()
-    result = run(args.layer, args.cases, args.seed, args.minutes)
-    tracer.stop()
-    tracer.save()
-    print(json.dumps(result))
-    tracer.report(file=sys.stderr, show_missing=True)
+    print(json.dumps(run(args.layer, args.cases, args.seed, args.minutes)))
     return 0
 
 

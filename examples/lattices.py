@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-SYMBOLS = 1 << 19
+SYMBOLS = 1 << 17
 
 
 class Tally:
@@ -42,6 +42,21 @@ def scalar(x: Floats) -> Tally:
     tally = Tally()
     tally.add(x, np.rint(x).astype(np.int64), np.zeros(x.shape, np.int64))
     return tally
+
+
+def companded(strength: float) -> Callable[[Floats], Tally]:
+    """Rounding after an A-law over four standard deviations, as LVQAC has it; the inverse is the centroid's."""
+
+    def quantise(x: Floats) -> Tally:
+        scale = 4 * x.std()
+        size = strength * np.abs(x) / scale
+        small = size < 1
+        y = np.where(small, size, 1 + np.log(np.where(small, 1, size))) / (1 + np.log(strength))
+        tally = Tally()
+        tally.add(x, np.rint(np.sign(x) * y * scale).astype(np.int64), np.zeros(x.shape, np.int64))
+        return tally
+
+    return quantise
 
 
 def nearest_even(x: Floats) -> tuple[Floats, Floats]:
@@ -141,6 +156,8 @@ def both(size: int) -> Floats:
 
 
 QUANTISERS: dict[str, Callable[[Floats], Tally]] = {
+    "A-law, A = 1.5": companded(1.5),
+    "A-law, A = 3": companded(3),
     "D4": cosets(4, np.zeros((1, 4)), even=True),
     "diamond, 4 latents": cosets(4, both(4), even=False),
     "diamond, 8 latents": cosets(8, both(8), even=False),
@@ -156,7 +173,7 @@ QUANTISERS: dict[str, Callable[[Floats], Tally]] = {
 def at_equal_error(x: Floats, quantise: Callable[[Floats], Tally], error: float) -> float:
     """Bits at a squared error: the step is found by a secant on the logarithms."""
     points = []
-    for step in np.array([0.8, 0.95, 1.1, 1.3, 1.5]):
+    for step in np.array([0.6, 0.8, 0.95, 1.1, 1.3, 1.6]):
         tally = quantise(x / step)
         points.append((np.log(tally.error * step**2), tally.bits))
     points.sort()

@@ -42,6 +42,9 @@ SCAN_BYTES = 5000
 GROWTH = 0.01
 """How much scans may add to a tile: each costs about ten bytes, and some of what context models know."""
 
+INDEX_BYTES = 3
+"""What a scan takes in the frame's index, at most, but for the largest."""
+
 END = 255
 """Above every scale index."""
 
@@ -50,7 +53,10 @@ def scans_for(model: Model, tile: CodedTile, context: str, quality_code: int) ->
     """In how many scans to send a picture that begins with a tile: as many as it is worth, at least 2."""
     plain = len(pack(model, tile, context, quality_code))
     count = min(MAX_SCANS, 2 + plain // SCAN_BYTES)
-    while count > 2 and len(b"".join(pack_scans(model, tile, context, quality_code, count))) > (1 + GROWTH) * plain:
+    while count > 2:
+        scans = pack_scans(model, tile, context, quality_code, count)
+        if sum(map(len, scans)) + INDEX_BYTES * count <= (1 + GROWTH) * plain:
+            break
         count -= 1
     return count
 

@@ -134,3 +134,11 @@ def test_an_importance_map_lies_beside_its_model(with_volume: str, tiny: str, sm
     shutil.copy(Path(with_volume).with_suffix(".importance"), Path(tiny).with_suffix(".importance"))
     with pytest.raises(ValueError, match="has no importance map"):
         coded(small, model=tiny, adaptive="importance")
+
+
+def test_the_shipped_model_has_both(photo: Image.Image) -> None:
+    part = photo.crop((0, 0, 128, 96))
+    plain, data = (coded(part, quality=2, context=name) for name in ("none", "volume"))
+    assert len(data) < len(plain)
+    assert np.array_equal(pixels_of(data), pixels_of(plain))
+    assert pixels_of(coded(part, adaptive="importance")).shape == (96, 128, 3)

@@ -39,6 +39,7 @@ def test_the_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     weights = {
         f"pillow_lic/weights/{name}.{kind}" for name in ("mse", "ms-ssim") for kind in ("safetensors", "json", "draft")
     }
+    weights |= {f"pillow_lic/weights/mse.{kind}" for kind in ("importance", "volume")}
     assert {*weights, "pillow_lic_autoload.py"} <= set(names)
     assert not [n for n in names if n.startswith(("tests", "docs", "weights"))]
     venv.create(tmp_path / "env", with_pip=True)

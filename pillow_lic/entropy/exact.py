@@ -161,7 +161,7 @@ class ExactHyperSynthesis:
         h = self.layers[f"{name}.reduce"].activated(x, quality_code)
         h = self.layers[f"{name}.mix"].activated(h, quality_code)
         h = self.layers[f"{name}.expand"](h, quality_code)
-        return h.add_(x).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
+        return h.add_(x.to(h.dtype)).clamp_(-ACTIVATION_LIMIT, ACTIVATION_LIMIT)
 
 
 def _shuffle(x: Tensor) -> Tensor:

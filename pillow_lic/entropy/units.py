@@ -154,7 +154,8 @@ class ExactUnit:
     def _network(self, x: Tensor, quality_code: int) -> Tensor:
         x = self.layers["enter"].activated(x, quality_code)
         h = self.layers["reduce"].activated(x, quality_code)
-        x = self.layers["expand"].activate(self.layers["expand"](h, quality_code).add_(x))
+        h = self.layers["expand"](h, quality_code)
+        x = self.layers["expand"].activate(h.add_(x.to(h.dtype)))
         return self.layers["leave"](x, quality_code, by_row=True).to(torch.float32)
 
     def _convolved(self, seen: Tensor, at: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_files_are_as_small_and_as_good(architecture: str, tmp_path: Path) -> No
     """Against CompressAI's own coder on the same picture: at most as many bytes, and the same PSNR."""
     theirs = trained(architecture)
     theirs.update(force=True)
-    x = picture()
+    x = picture()[:, :, :64, :128] if ARCHITECTURES[architecture].context else picture()  # theirs takes its time
     with torch.inference_mode():
         coded = theirs.compress(x)
         shown = theirs.decompress(coded["strings"], coded["shape"])["x_hat"]

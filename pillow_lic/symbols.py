@@ -32,7 +32,8 @@ from pillow_lic.quantizers.lattice import KINDS, Lattice
 class CodedTile:
     """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read.
 
-    Of a progressive file that is cut, symbols with an index below ``reached`` are missing, and 0.
+    Of a progressive file that is cut, symbols with an index below ``reached`` are missing, and 0.  ``unread``
+    are those that a draft leaves out.
     """
 
     z: Symbols
@@ -42,6 +43,7 @@ class CodedTile:
     lattice: Cosets | None = None
     levels: Levels | None = None
     reached: int = 0
+    unread: NDArray[np.bool_] | None = None
 
     @property
     def steps(self) -> NDArray[np.float32]:
@@ -51,6 +53,8 @@ class CodedTile:
             half = self.lattice.half
             if self.reached:
                 half = half & (self.priors.index.cpu().numpy() >= self.reached)
+            if self.unread is not None:
+                half = half & ~self.unread
             steps += half.view(np.int8) * np.float32(0.5)
         return steps
 
@@ -134,8 +138,13 @@ def seal(tile: CodedTile, coder: SymbolEncoder) -> bytes:
     return struct.pack("<I", _checksum(tile)) + coder.finish()
 
 
-def decode_symbols(model: OneQuality, header: Header, tile: Tile, data: bytes, device: torch.device) -> CodedTile:
-    """A tile's symbols; ``OSError`` if they fail its checksum."""
+def decode_symbols(
+    model: OneQuality, header: Header, tile: Tile, data: bytes, device: torch.device, steps: int | None = None
+) -> CodedTile:
+    """A tile's symbols; ``OSError`` if they fail its checksum.
+
+    With ``steps`` those of the first steps of the context model's schedule only, which no checksum proves.
+    """
     if len(data) < 4:
         raise OSError("damaged LIC file: a tile is too short")
     coder = SymbolDecoder(data[4:])
@@ -149,7 +158,9 @@ def decode_symbols(model: OneQuality, header: Header, tile: Tile, data: bytes, d
         y = coder.decode(flat(found.priors.index), model.tables).reshape(found.priors.index.shape)
     else:
         network = context_to_decode(model, header.context, found.lattice, device)
-        y = network.decode(coder, given(model, found, header.quality_code))
+        y = network.decode(coder, given(model, found, header.quality_code), steps)
+        if steps is not None and (unread := network.beyond(steps, *y.shape[1:])).any():
+            return replace(found, y=y, unread=unread)
     return checked(replace(found, y=y), data)
 
 

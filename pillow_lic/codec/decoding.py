@@ -19,7 +19,7 @@ from pillow_lic.codec.salvage import grey, intact_scans, salvaged
 from pillow_lic.codec.tiles import from_bytes, to_bytes
 from pillow_lic.container import Coded, Frame, Header, Scans
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
-from pillow_lic.models.draft import FITTED_SCALE, Draft
+from pillow_lic.models.draft import FITTED_SCALE, STEPS, Draft
 from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
@@ -172,15 +172,26 @@ def _synthesise(view: _View, coded: Sequence[Coded | None], wanted: Mapping[int,
 
 def _latents(view: _View, tile: Tile, data: Coded | None) -> Tensor:
     """What is looked at of y of a tile, (channels, h, w)."""
-    return tile_latents(view.model, view.header, tile, data, view.device)[: view.channels]
+    steps = None if view.draft is None else STEPS
+    return tile_latents(view.model, view.header, tile, data, view.device, steps)[: view.channels]
 
 
-def tile_latents(model: OneQuality, header: Header, tile: Tile, data: Coded | None, device: torch.device) -> Tensor:
-    """y of a tile in the synthesis transform's units, (M, h, w) float32; zeros if there are no data."""
+def tile_latents(
+    model: OneQuality,
+    header: Header,
+    tile: Tile,
+    data: Coded | None,
+    device: torch.device,
+    first_steps: int | None = None,
+) -> Tensor:
+    """y of a tile in the synthesis transform's units, (M, h, w) float32; zeros if there are no data.
+
+    What is not coded in the context model's first steps, if only these are asked for, lies at its mean.
+    """
     if data is None:
         shape = (model.arch.latents, tile.bottom - tile.top, tile.right - tile.left)
         return torch.zeros(shape, dtype=torch.float32, device=device)
-    found = from_bytes(model, header, tile, data, device)
+    found = from_bytes(model, header, tile, data, device, first_steps)
     steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
     y = scalar.dequantise(steps, found.priors.mean) * gain

@@ -18,10 +18,15 @@ def to_bytes(model: OneQuality, tile: CodedTile, context: str, header: Header, s
     return pack(model, tile, context, header.quality_code)
 
 
-def from_bytes(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> CodedTile:
-    """A tile's symbols, as far as its scans tell; ``OSError`` if they fail its checksum."""
+def from_bytes(
+    model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device, steps: int | None = None
+) -> CodedTile:
+    """A tile's symbols, as far as its scans tell; ``OSError`` if they fail its checksum.
+
+    ``steps``: of what is in one piece, only the first of the context model's steps.
+    """
     if isinstance(data, bytes):
-        return decode_symbols(model, header, place, data, device)
+        return decode_symbols(model, header, place, data, device, steps)
     if not isinstance(model, Model):
         raise OSError("damaged LIC file: a published codec's file has no scans")
     return decode_scans(model, header, place, data.parts, data.count, device)

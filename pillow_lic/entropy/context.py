@@ -131,12 +131,15 @@ class ExactContext:
                 part.symbols = block.numpy().ravel().take(part.coded).astype(np.int32)
             yield parts
 
-    def decode(self, coder: SymbolDecoder, given: Given) -> Symbols:
-        """Read the symbols of y, (M, h, w); ``OSError`` if there is one that no encoder writes."""
+    def decode(self, coder: SymbolDecoder, given: Given, steps: int | None = None) -> Symbols:
+        """Read the symbols of y, (M, h, w); ``OSError`` if there is one that no encoder writes.
+
+        Of the schedule's steps only the first so many, if there are more; what is not read is 0.
+        """
         tables, shape = self.tables_for(given.lattice), given.index.shape
         symbols = np.zeros(shape, np.int16) if given.known is None else given.known.copy()
         flat = symbols.reshape(-1)
-        for parts in self._passes(given):
+        for parts in self._passes(given, steps):
             if given.lattice is None:
                 decoded = coder.decode(np.concatenate([p.table for p in parts]), tables)
             else:
@@ -148,7 +151,16 @@ class ExactContext:
                 flat.put(part.target, part.symbols)
         return symbols
 
-    def _passes(self, given: Given) -> Iterator[list[Part]]:
+    def beyond(self, steps: int, height: int, width: int) -> NDArray[np.bool_]:
+        """Which latents (M, h, w) are not read in the first so many steps."""
+        parity = np.add.outer(np.arange(height), np.arange(width)) % 2
+        found = np.zeros((self.latents, height, width), np.bool_)
+        for unit in self.units:
+            if unit.step >= steps:
+                found[unit.first : unit.last] |= True if unit.parity is None else parity == unit.parity
+        return found
+
+    def _passes(self, given: Given, steps: int | None = None) -> Iterator[list[Part]]:
         """The parts of each pass of the range coder in turn; whoever iterates fills in their symbols."""
         _, h, w = given.index.shape
         margin = TAPS // 2
@@ -166,7 +178,7 @@ class ExactContext:
             known = torch.from_numpy(given.known).to(self.device, torch.int32).flatten(1)
             before = None if half is None else half * (flat >= given.limit)
             ratio[:, margin:-margin, margin:-margin] = self._ratio(known, flat, before).reshape(-1, h, w)
-        for step in self._steps(h, w):
+        for step in self._steps(h, w, steps):
             parts = []
             for unit, at in step:
                 own = flat[unit.first : unit.last]
@@ -226,7 +238,7 @@ class ExactContext:
         limited: Tensor = r.clamp_(-RATIO_LIMIT, RATIO_LIMIT).to(torch.float32)
         return limited
 
-    def _steps(self, h: int, w: int) -> Iterator[list[tuple[Unit, Tensor]]]:
+    def _steps(self, h: int, w: int, steps: int | None) -> Iterator[list[tuple[Unit, Tensor]]]:
         """Which units are coded together, and where: the one schedule of encoder and decoder."""
         row, column = torch.arange(h, device=self.device)[:, None], torch.arange(w, device=self.device)
         if self.units[0].causal:
@@ -236,7 +248,7 @@ class ExactContext:
             for at in torch.split(order, torch.bincount(wave).tolist()):
                 yield [(self.units[0], at)]
             return
-        for step in sorted({u.step for u in self.units}):
+        for step in sorted({u.step for u in self.units})[:steps]:
             here = [u for u in self.units if u.step == step]
             yield [(u, _at(row + column, u.parity)) for u in here]
 

@@ -59,7 +59,7 @@ class ExactVolume(ExactContext):
             raise ValueError(f"the model's table {name} has the wrong shape or range")
         return table.to(self.device, torch.float32)
 
-    def _passes(self, given: Given) -> Iterator[list[Part]]:
+    def _passes(self, given: Given, steps: int | None = None) -> Iterator[list[Part]]:  # its one step is all
         m, h, w = given.index.shape
         hidden = rounded(given.hidden.flatten(1), 2.0 ** (FRACTION - ACTIVATION_BITS)).to(torch.float32)
         positions = self._run("position", hidden, given.quality_code)

@@ -24,6 +24,9 @@ FITTED_SCALE = 4
 
 SIZE = 3
 
+STEPS = 3
+"""Steps of a context model that a draft reads: of the staircase the lowest two slices and half of the third."""
+
 
 class Draft:
     """y (B, M, h, w) in the synthesis transform's units -> pixels (B, 3, 16 h / scale, 16 w / scale), unclamped.

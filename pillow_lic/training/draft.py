@@ -6,6 +6,7 @@ python -m pillow_lic.training.draft MODEL.safetensors IMAGES
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -13,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pillow_lic import codec
-from pillow_lic.container import Header
-from pillow_lic.models.draft import FITTED_SCALE, SIZE, Draft
+from pillow_lic.codec.decoding import tile_latents
+from pillow_lic.container import Reader
+from pillow_lic.models.draft import FITTED_SCALE, SIZE, STEPS, Draft
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.options import EncoderOptions, quality_of
-from pillow_lic.pixels import Pixels
-from pillow_lic.quantizers import scalar
+from pillow_lic.pixels import Pixels, tiles_of
 from pillow_lic.training.validate import crops_for_tables
 
 CHANNELS = 128
@@ -48,14 +49,16 @@ def fit_draft(model: Model, data: str | Path, images: int = IMAGES) -> Draft:
 def _example(model: Model, pixels: Pixels, quality: float, channels: int) -> tuple[Tensor, Tensor]:
     """Windows of latents of a coded image (positions, inputs), and its pixels at 1/4 (positions, outputs)."""
     cpu = torch.device("cpu")
-    code = EncoderOptions(quality=quality).quality_code
-    header = Header(pixels.shape[1], pixels.shape[0], "RGB", model.identity, code)
-    (tile,) = codec.analyse(model, pixels, header, cpu)
-    y = scalar.dequantise(torch.from_numpy(tile.steps), tile.priors.mean) * model.inverse_gain(quality_of(code))
-    shown = model.synthesis(cpu, torch.float32)(y[None], torch.tensor([quality_of(code)]), FITTED_SCALE)
-    windows = F.unfold(y[None, :channels], SIZE, padding=SIZE // 2)[0].T
-    seen = torch.cat([windows, torch.ones(len(windows), 1)], dim=1)
-    return seen.double(), F.pixel_unshuffle(shown, LATENT_STRIDE // FITTED_SCALE)[0].flatten(1).T.double()
+    data = codec.encode(pixels, EncoderOptions(quality=quality, model=str(model.path), tile=0))
+    reader = Reader(BytesIO(data))
+    reader.metadata()
+    header, (coded,) = reader.header, reader.frame(0).tiles
+    (place,) = tiles_of(header.width, header.height, header.tile)
+    y, seen = (tile_latents(model, header, place, coded, cpu, steps)[None] for steps in (None, STEPS))
+    shown = model.synthesis(cpu, torch.float32)(y, torch.tensor([quality_of(header.quality_code)]), FITTED_SCALE)
+    windows = F.unfold(seen[:, :channels], SIZE, padding=SIZE // 2)[0].T
+    inputs = torch.cat([windows, torch.ones(len(windows), 1)], dim=1)
+    return inputs.double(), F.pixel_unshuffle(shown, LATENT_STRIDE // FITTED_SCALE)[0].flatten(1).T.double()
 
 
 def write_draft(path: Path, data: str | Path) -> None:

@@ -12,6 +12,7 @@ from conftest import coded, load, psnr
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 import pillow_lic
+from pillow_lic.codec import decoding
 from pillow_lic.models.draft import load_draft
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import Architecture, Synthesis
@@ -119,6 +120,21 @@ def test_shipped_models_have_drafts_of_their_own(name: str, photo: Image.Image) 
     data = coded(photo, tune=name)
     expected = whole(data).reduce(4)
     assert psnr(opened(data, size=(64, 48)), expected) > 38
+
+
+def test_several_threads_make_the_same_draft(photo: Image.Image) -> None:
+    data = coded(photo, tile=64)
+    before = torch.get_num_threads()
+    one, two = (np.asarray(opened(data, size=(64, 48), threads=n)).astype(int) for n in (1, 2))
+    assert np.abs(one - two).max() <= 1
+    assert torch.get_num_threads() == before
+
+
+def test_a_draft_reads_what_it_looks_at(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = coded(photo)
+    found = np.asarray(opened(data, size=(64, 48)))
+    monkeypatch.setattr(decoding, "STEPS", 9)  # all there are
+    assert np.array_equal(np.asarray(opened(data, size=(64, 48))), found)
 
 
 def test_a_model_without_a_draft_makes_means_of_what_it_shows(photo: Image.Image, tmp_path: Path) -> None:

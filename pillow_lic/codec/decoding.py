@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -151,15 +153,19 @@ def _synthesise(view: _View, coded: Sequence[Coded | None], wanted: Mapping[int,
     waiting = list(wanted.items())
     first, last = waiting[0][1], waiting[-1][1]
     near = Tile(0, first.top, last.bottom, first.left, last.right).grown(view.margin, h, w)
+    box = [LATENT_STRIDE * n for n in (near.left, near.top, near.right, near.bottom)]
+    needed = [
+        (tile, data)
+        for tile, data in zip(tiles_of(header.width, header.height, header.tile), coded, strict=True)
+        if tile.meets(*box)
+    ]
     latents: dict[int, Tensor] = {}
-    for number, tile in enumerate(tiles_of(header.width, header.height, header.tile)):
-        if not tile.meets(*(LATENT_STRIDE * n for n in (near.left, near.top, near.right, near.bottom))):
-            continue
+    for (tile, _), found in zip(needed, _in_turn(view, needed), strict=True):
         if tile.row not in latents:
             rows = (view.channels, tile.bottom - tile.top, w)
             latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=view.device)
             latents.pop(tile.row - 3, None)
-        latents[tile.row][:, :, tile.left : tile.right] = _latents(view, tile, coded[number])
+        latents[tile.row][:, :, tile.left : tile.right] = found
         if tile.right >= near.right:
             while waiting and (tile.bottom >= near.bottom or waiting[0][1].row < tile.row):
                 index, done = waiting.pop(0)
@@ -168,6 +174,29 @@ def _synthesise(view: _View, coded: Sequence[Coded | None], wanted: Mapping[int,
                 values = _pixels(view, done, latents) if coded[index] is not None else grey(done, view.scale)
                 put_pixels(array, place, values, view.scale)
                 report(len(wanted) - len(waiting), len(wanted))
+
+
+def _in_turn(view: _View, tiles: Sequence[tuple[Tile, Coded | None]]) -> Iterator[Tensor]:
+    """Latents of tiles one after another; of drafts, which are nothing but entropy decoding, several at a time."""
+    workers = min(torch.get_num_threads(), len(tiles))
+    if view.draft is None or view.device.type != "cpu" or workers == 1:
+        yield from (_latents(view, tile, data) for tile, data in tiles)
+        return
+
+    def work(tile: Tile, data: Coded | None) -> Tensor:
+        with quiet(view.device, 1):
+            return _latents(view, tile, data)
+
+    ahead: deque[Future[Tensor]] = deque()
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            for tile, data in tiles:
+                ahead.append(pool.submit(work, tile, data))
+                if len(ahead) > 2 * workers:
+                    yield ahead.popleft().result()
+            yield from (future.result() for future in ahead)
+    finally:
+        torch.set_num_threads(torch.get_num_threads())  # what threads to come begin with
 
 
 def _latents(view: _View, tile: Tile, data: Coded | None) -> Tensor:

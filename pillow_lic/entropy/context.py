@@ -238,7 +238,7 @@ class ExactContext:
         limited: Tensor = r.clamp_(-RATIO_LIMIT, RATIO_LIMIT).to(torch.float32)
         return limited
 
-    def _steps(self, h: int, w: int, steps: int | None) -> Iterator[list[tuple[Unit, Tensor]]]:
+    def _steps(self, h: int, w: int, steps: int | None = None) -> Iterator[list[tuple[Unit, Tensor]]]:
         """Which units are coded together, and where: the one schedule of encoder and decoder."""
         row, column = torch.arange(h, device=self.device)[:, None], torch.arange(w, device=self.device)
         if self.units[0].causal:

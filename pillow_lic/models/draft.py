@@ -24,8 +24,8 @@ FITTED_SCALE = 4
 
 SIZE = 3
 
-STEPS = 3
-"""Steps of a context model that a draft reads: of the staircase the lowest two slices and half of the third."""
+STEPS = 4
+"""Steps of a context model that a draft reads: of the staircase all that codes the first three slices."""
 
 
 class Draft:

@@ -23,6 +23,7 @@ FILES = (
     "kind-alpha",
     "kind-roi",
     "kind-animation",
+    "kind-progressive",
     "published",
 )
 

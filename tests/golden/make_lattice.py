@@ -22,7 +22,7 @@ def main() -> None:
     from test_context import tiny_model
 
     import pillow_lic
-    from pillow_lic.container import CONTEXTS
+    from pillow_lic.models.context.schedule import CONTEXTS
     from pillow_lic.training.export import write_model
     from pillow_lic.training.probabilities import make_tables
 
@@ -32,7 +32,7 @@ def main() -> None:
     write_model(tiny_model(), model, make_tables())
     with Image.open(HERE.parent / "images" / "coffee.png") as image:
         picture = image.crop((60, 20, 157, 91))
-    for name in CONTEXTS:
+    for name in ("none", *CONTEXTS):
         picture.save(HERE / f"lattice-{name}.lic", quality=6.2, model=model, context=name, tile=64)
     fade = Image.linear_gradient("L").resize(picture.size)
     picture.putalpha(fade)

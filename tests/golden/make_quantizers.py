@@ -19,7 +19,7 @@ def main() -> None:
     import torch
 
     import pillow_lic
-    from pillow_lic.container import CONTEXTS
+    from pillow_lic.models.context.schedule import CONTEXTS
 
     pillow_lic.register_lic_opener()
     torch.set_num_threads(1)
@@ -27,7 +27,7 @@ def main() -> None:
         picture = image.crop((60, 20, 157, 91))
     options = {"quality": 6.2, "model": HERE / "lattice.safetensors", "tile": 64}
     for quantizer in ("diamond", "bw16"):
-        for name in CONTEXTS:
+        for name in ("none", *CONTEXTS):
             picture.save(HERE / f"{quantizer}-{name}.lic", context=name, quantizer=quantizer, **options)
         with Image.open(HERE / f"{quantizer}-none.lic") as image:
             image.save(HERE / f"{quantizer}-none.png", optimize=True)

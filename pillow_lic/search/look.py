@@ -17,8 +17,10 @@ from pillow_lic.search.relax import Relaxation
 LAST_EFFORT = 2
 """Higher ones refine instead."""
 
-CAUTION = 1.3
-"""How much more than alone symbols are taken to curve the distortion, as all of them move at once."""
+CAUTIONS = (1.3, 2.0)
+"""How much more than alone symbols are taken to curve the distortion, as all of them move at once; the second where
+the first leads nowhere (MS-SSIM).
+"""
 
 _INDICES = (10, 14, 18, 22, 28, 48)
 _CURVATURES = (5.5, 6.2, 6.9, 7.5, 8.2, 8.7)
@@ -47,16 +49,22 @@ def look(
 
     ``distortion`` gives what points cost in bits, with gradients, ``curves`` (n,) is its curvature.
     """
-    best, least = points, float("inf")
-    for count in range(looks + 1):
-        leaf = points.clone().requires_grad_(count < looks)
+
+    def seen(points: Tensor) -> tuple[Tensor, Tensor, float]:
+        leaf = points.clone().requires_grad_(True)
         bits = distortion(leaf)
-        total = float(bits.detach() + quantiser.bits(points))
-        if total < least:
-            best, least = points, total
-        if count < looks:
-            bits.backward()  # type: ignore[no-untyped-call]
-            assert leaf.grad is not None
-            points = quantiser.best(points - leaf.grad / (2 * CAUTION * curves), CAUTION * curves)
-            on_step()
-    return best
+        return leaf, bits, float(bits.detach() + quantiser.bits(points))
+
+    leaf, bits, least = seen(points)
+    for _ in range(looks):
+        on_step()
+        if leaf.grad is not None:  # the last look led nowhere, and so would this one
+            continue
+        bits.backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None
+        for caution in CAUTIONS:
+            trial = seen(quantiser.best(leaf.detach() - leaf.grad / (2 * caution * curves), caution * curves))
+            if trial[2] < least:
+                leaf, bits, least = trial
+                break
+    return leaf.detach()

@@ -2,6 +2,19 @@
 
 Importing this package registers the format, so that ``im.save("x.lic")``, ``Image.open("x.lic")``
 and ``imageio.imread("x.lic")`` work.  Torch is imported when the first picture is coded.
+
+``im.save`` takes the options of :class:`EncoderOptions`, and
+
+    exif       bytes or an ``Image.Exif``; b"" or None for none
+    icc_profile
+               bytes; the image's own unless it is given, None drops it
+    xmp        bytes or text
+    comment    bytes or text; the image's own unless it is given
+    dpi        two numbers
+    roi        a mask of the image's size, or a function of the image that gives one: bits go where it is bright
+    save_all, append_images, duration, loop
+               several frames, as with Pillow's own formats
+    progress   a function that is called with the work done and all there is
 """
 
 from __future__ import annotations
@@ -45,6 +58,11 @@ def register_lic_opener(**defaults: Any) -> None:
         from pillow_lic.options import set_defaults
 
         set_defaults(**defaults)
+
+
+def __dir__() -> list[str]:
+    """All names, those included that are imported when they are asked for: ``help(pillow_lic)`` shows them."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

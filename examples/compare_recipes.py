@@ -2,8 +2,8 @@
 
     python examples/compare_recipes.py recipes/variants/*.toml --data DIR --images KODAK --runs DIR
 
-BD-rates are by ideal code length (context none), against JPEG and against the first recipe.  A recipe's ``steps``
-say how long it trains; for equal times of training, give each as many as ``--time-only`` shows.
+BD-rates are by ideal code length (of the context that is trained, else none), against JPEG and the first recipe.
+A recipe's ``steps`` say how long it trains; for equal times of training, give each as many as ``--time-only`` shows.
 An interrupted comparison goes on where it stopped.
 """
 
@@ -74,7 +74,7 @@ def synthesis_time(recipe: Recipe, dtype: torch.dtype) -> float:
     return 1000 * median(times[3:])
 
 
-def trained_curve(recipe: Recipe, data: Path, images: Path, folder: Path) -> Curve:
+def trained_curve(recipe: Recipe, data: Path, images: Path, folder: Path, start: Path | None) -> Curve:
     """Train a recipe to its end and measure it; what is done already is not done again."""
     result = folder / "curve.json"
     if result.is_file():
@@ -83,10 +83,13 @@ def trained_curve(recipe: Recipe, data: Path, images: Path, folder: Path) -> Cur
     trainer, checkpoint = Trainer(recipe, data), folder / "checkpoint.pt"
     if checkpoint.is_file():
         trainer.restore(checkpoint)
+    elif start is not None:
+        trainer.start_from(start)
     with (folder / "log.jsonl").open("a") as log:
         trainer.train(checkpoint, lambda record: print(json.dumps(record), file=log, flush=True))
     trainer.save_weights(folder / "weights.pt")
-    curve = estimated_curve(trainer.averaged_model(), validation_images(images))
+    context = next(iter(recipe.rate)) if recipe.stage == "contexts" else "none"
+    curve = estimated_curve(trainer.averaged_model(), validation_images(images), context)
     result.write_text(json.dumps(curve))
     return curve
 
@@ -98,6 +101,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/variants"))
+    parser.add_argument("--start", type=Path, help="another run's weights.pt, for stages that start from one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--time-only", action="store_true", help="only what a step and a synthesis take")
     given = parser.parse_args()
@@ -119,7 +123,7 @@ def main() -> None:
             line["float32 ms"] = round(synthesis_time(recipe, torch.float32), 1)
             line["bfloat16 ms"] = round(synthesis_time(recipe, torch.bfloat16), 1)
         else:
-            line["curve"] = trained_curve(recipe, given.data, given.images, given.runs / path.stem)
+            line["curve"] = trained_curve(recipe, given.data, given.images, given.runs / path.stem, given.start)
         found.append(line)
         print({k: v for k, v in line.items() if k != "curve"}, flush=True)
     if given.time_only:

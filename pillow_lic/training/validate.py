@@ -41,7 +41,7 @@ def validation_images(folder: str | Path, limit: int | None = None) -> list[Pixe
 
 
 @torch.no_grad()
-def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels]) -> Curve:
+def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels], context: str = "none") -> Curve:
     """(bpp by ideal code length, PSNR of rounded pixels) at the eight stops, means over images."""
     model.eval()
     device = next(model.parameters()).device
@@ -51,7 +51,7 @@ def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels]) -> Curve:
         for pixels in images:
             x = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() - 127.5
             outcome = forward(model, x, torch.tensor([float(stop)], device=device))
-            rates.append(float(outcome.y_bpp + outcome.z_bpp))
+            rates.append(float(outcome.bpp({context: 1.0})))
             distortions.append(10 * float(torch.log10(255**2 / outcome.mse)))
         curve.append((fmean(rates), fmean(distortions)))
     return curve

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -304,7 +305,7 @@ class Part:
         self.coded: NDArray[np.intp] = self.places.cpu().numpy()
         self.scale = self.offset = torch.zeros(0)
 
-    @property
+    @cached_property
     def target(self) -> NDArray[np.intp]:
         """Flat indices of the coded latents among all (M, h, w)."""
         rows = np.arange(self.unit.first, self.unit.last, dtype=np.intp) * self.size

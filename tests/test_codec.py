@@ -100,11 +100,11 @@ def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None
     whole, tiled = np.empty_like(array), np.empty_like(array)
     with torch.inference_mode():
         tile = next(iter(tiles_of(256, 192, 0)))
-        put_pixels(whole, tile, decoding._pixels(model, header, tile, {0: y}, 1))
+        put_pixels(whole, tile, decoding._pixels(decoding._View(model, header, y.device), tile, {0: y}))
         split = container.Header(256, 192, "RGB", model.identity, 600, tile=64)
         rows = {n: y[:, 4 * n : 4 * n + 4] for n in range(3)}
         for tile in tiles_of(256, 192, 64):
-            put_pixels(tiled, tile, decoding._pixels(model, split, tile, rows, 1))
+            put_pixels(tiled, tile, decoding._pixels(decoding._View(model, split, y.device), tile, rows))
     assert np.abs(whole.astype(int) - tiled).max() <= 1
 
 

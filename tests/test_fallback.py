@@ -22,7 +22,7 @@ from pillow_lic.models import loading
 
 @pytest.fixture(autouse=True)
 def _not_told_yet() -> Iterator[None]:
-    before = options.defaults
+    before, options.defaults = options.defaults, options.EncoderOptions()
     devices.tell_once.cache_clear()
     yield
     devices.tell_once.cache_clear()

@@ -83,7 +83,7 @@ def leak_a_handle(kept: list[object]) -> None:
 
 
 def leak_memory(kept: list[object]) -> None:
-    kept.append(os.urandom(20_000))
+    kept.append(os.urandom(100_000))
 
 
 @linux_only

@@ -88,17 +88,18 @@ def run(layer: str, count: int, seed: int, minutes: float | None = None) -> dict
     attempt = attempts(layer, oracle, rng)
     start = time.monotonic()
     done = 0
-    while done < count and (minutes is None or time.monotonic() - start < 60 * minutes):
-        if done % 100 == 0:
-            faulthandler.dump_traceback_later(120, exit=True)
-        try:
+    try:
+        while done < count and (minutes is None or time.monotonic() - start < 60 * minutes):
+            if done % 100 == 0:
+                faulthandler.dump_traceback_later(120, exit=True)
             attempt()
-        except AssertionError:
-            Path(f"broken-{layer}-{seed}-{done}").write_bytes(oracle.last)
-            raise
-        done += 1
-    faulthandler.cancel_dump_traceback_later()
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
+            done += 1
+    except AssertionError:
+        Path(f"broken-{layer}-{seed}-{done}").write_bytes(oracle.last)
+        raise
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
     took = time.monotonic() - start
     return {
         "layer": layer,

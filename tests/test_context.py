@@ -16,6 +16,7 @@ from pillow_lic import codec, container
 from pillow_lic.container import Frame, Header
 from pillow_lic.entropy.context import Given
 from pillow_lic.entropy.units import padded
+from pillow_lic.models import loading
 from pillow_lic.models.context.network import ContextModel, UnitNetwork
 from pillow_lic.models.context.schedule import CONTEXTS, TAPS, ContextShape, Unit, units_of, view_of
 from pillow_lic.models.hyperprior import HyperpriorModel
@@ -287,12 +288,13 @@ def test_a_context_that_the_model_lacks(tmp_path: Path, small: Image.Image) -> N
         image.load()
 
 
-def test_context_models_are_read_when_asked_for(tiny: str) -> None:
+def test_context_models_are_read_when_asked_for(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_model(tiny)
     assert not any(name.startswith("context.") for name in model.tensors)
     assert set(model.contexts) == set(CONTEXTS)
     data = Path(tiny).read_bytes()
-    fresh = Path(tiny).with_name("replaced.safetensors")
+    monkeypatch.setattr(loading, "_loaded", {})  # nothing of it stays for other tests
+    fresh = tmp_path / "replaced.safetensors"
     fresh.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     replaced = load_model(str(fresh))
     fresh.write_bytes(data)

@@ -65,3 +65,21 @@ def data_folder() -> Path:
     if not DATA.is_dir():
         pytest.skip("needs the photographs in ../shared/data")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model with every context and the lattice tables."""
+    from test_context import tiny_model
+
+    from pillow_lic.training.export import write_model
+    from pillow_lic.training.probabilities import make_tables
+
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    write_model(tiny_model(), path, make_tables())
+    return str(path)
+
+
+@pytest.fixture
+def part(photo: Image.Image) -> Image.Image:
+    return photo.crop((40, 20, 137, 132))

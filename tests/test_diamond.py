@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import coded, pixels_of, psnr
 from PIL import Image
-from test_context import tiny_model
 from test_exact import threads
 
 import pillow_lic
@@ -18,21 +17,7 @@ from pillow_lic.models.transforms import rate_weight
 from pillow_lic.quantizers import diamond
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.relax import DiamondChoice
-from pillow_lic.training.export import write_model
 from pillow_lic.training.probabilities import make_tables
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An untrained model with every context and the lattice tables."""
-    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    write_model(tiny_model(), path, make_tables())
-    return str(path)
-
-
-@pytest.fixture
-def part(photo: Image.Image) -> Image.Image:
-    return photo.crop((40, 20, 137, 132))
 
 
 def residual_and_wide() -> tuple[np.ndarray, np.ndarray]:

@@ -22,20 +22,6 @@ from pillow_lic.quantizers.lattice import BW16, E8, KINDS
 from pillow_lic.training.export import write_model
 from pillow_lic.training.probabilities import make_tables
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An untrained model with every context and the lattice."""
-    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
-    write_model(tiny_model(), path, make_tables())
-    return str(path)
-
-
-@pytest.fixture
-def part(photo: Image.Image) -> Image.Image:
-    return photo.crop((40, 20, 137, 132))
-
-
 # -- the lattice ---------------------------------------------------------------------------
 
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 from fuzz import cases, seeds
+from fuzz.damage import frames_of
 from fuzz.oracle import Oracle
 
 LAYERS = ("container", "payload", "file", "png", "symbols", "model")
@@ -68,18 +69,6 @@ def attempts(layer: str, oracle: Oracle, rng: Random) -> Callable[[], object]:
 
     made = (container_case, payload_case, file_case, png_case, symbols_case, model_case)
     return dict(zip(LAYERS, made, strict=True))[layer]
-
-
-def frames_of(data: bytes) -> list[np.ndarray]:
-    """Every frame of a right file."""
-    from io import BytesIO
-
-    with Image.open(BytesIO(data)) as image:
-        shown = []
-        for n in range(image.n_frames):
-            image.seek(n)
-            shown.append(np.asarray(image))
-        return shown
 
 
 def run(layer: str, count: int, seed: int, minutes: float | None = None) -> dict[str, object]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import pillow_lic
-from pillow_lic.models.context.schedule import CONTEXTS
+from pillow_lic.container import CONTEXTS, QUANTIZERS, Reader
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = (
@@ -24,6 +24,11 @@ FILES = (
     "kind-roi",
     "kind-animation",
     "kind-progressive",
+    "kind-grey",
+    "kind-everything",
+    "scalar-none",
+    *(f"roi-{quantizer}" for quantizer in QUANTIZERS),
+    *(f"scans-{quantizer}-none" for quantizer in QUANTIZERS),
     "published",
 )
 
@@ -51,21 +56,48 @@ def test_metadata() -> None:
         assert image.getexif()[0x013B] == "somebody"
 
 
-@pytest.mark.parametrize("quantizer", ["context", "lattice", "diamond", "bw16"])
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_every_context_holds_the_same_picture(context: str, quantizer: str) -> None:
-    data = (GOLDEN / f"{quantizer}-{context}.lic").read_bytes()
-    plain = (GOLDEN / f"{quantizer}-none.lic").read_bytes()
+KINDS = ("context", "scalar", "lattice", "diamond", "bw16", *(f"scans-{quantizer}" for quantizer in QUANTIZERS))
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),  # the model of context-* has none over the volume
+    [(n, c) for n in KINDS for c in CONTEXTS[1:] if (n, c) != ("context", "volume")],
+)
+def test_every_context_holds_the_same_picture(name: str, context: str) -> None:
+    data = (GOLDEN / f"{name}-{context}.lic").read_bytes()
+    plain = (GOLDEN / f"{name}-none.lic").read_bytes()
     assert pillow_lic.transcode(data, "none") == plain
     assert pillow_lic.transcode(plain, context) == data
 
 
-def test_every_kind_is_coded_again_to_the_same_bytes() -> None:
-    for kind in ("alpha", "roi", "animation"):
-        data = (GOLDEN / f"kind-{kind}.lic").read_bytes()
-        with Image.open(GOLDEN / f"kind-{kind}.lic") as image:
-            context = image.info["context"]
-        assert pillow_lic.transcode(pillow_lic.transcode(data, "none"), context) == data
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.lic")), ids=lambda path: path.stem)
+def test_every_file_is_coded_again_to_the_same_bytes(path: Path) -> None:
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        context = Reader(file).header.context
+    assert pillow_lic.transcode(data, context) == data
+
+
+def test_the_matrix_is_whole() -> None:
+    """Every context with every quantiser, in one piece and in scans; every mode; levels of quality; frames."""
+    found = []
+    for path in GOLDEN.glob("*.lic"):
+        with path.open("rb") as file:
+            found.append(Reader(file).header)
+    ways = {(h.context, h.quantizer, h.progressive) for h in found}
+    assert ways >= {(c, q, scans) for c in CONTEXTS for q in QUANTIZERS for scans in (False, True)}
+    assert {h.mode for h in found} == {"L", "RGB", "LA", "RGBA"}
+    assert {h.quantizer for h in found if h.adaptive} == set(QUANTIZERS)
+    assert any(h.frames > 1 and h.adaptive and h.progressive and h.tile and h.has_alpha for h in found)
+
+
+def test_everything_at_once() -> None:
+    with Image.open(GOLDEN / "kind-everything.lic") as image:
+        shown = [(image.seek(n), image.info["duration"])[1] for n in range(image.n_frames)]
+        assert (shown, image.info["loop"], image.mode) == ([40, 0, 2**32 - 1], 3, "RGBA")
+        assert (image.info["comment"], image.info["icc_profile"]) == (b"so", bytes(range(64)))
+        assert image.info["dpi"] == pytest.approx((300, 72))
+        assert image.getexif()[0x0112] == 6
 
 
 def test_the_animation_tells_its_times() -> None:

@@ -16,6 +16,8 @@ from PIL import Image
 
 from pillow_lic import container, transcode
 from pillow_lic.codec.decoding import decode
+from pillow_lic.entropy import layers
+from pillow_lic.models import loading
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
 from pillow_lic.models.compressai.exact import LIMIT, MEAN_BITS, SCALE_BITS, Form, Linear, Wavefront
@@ -135,6 +137,17 @@ def test_the_same_symbols_with_any_number_of_threads(architecture: str, threads:
     finally:
         torch.set_num_threads(before)
     assert np.abs(tile.y).max() > 0
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "bmshj2018-factorized"])
+def test_the_same_symbols_without_products_of_bytes(
+    architecture: str, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = saved(photo, model=architecture)
+    monkeypatch.setattr(layers, "bytes_work", lambda: False)
+    monkeypatch.setattr(loading, "_loaded", {})
+    assert saved(photo, model=architecture) == data
+    assert np.abs(tile_of(data).y).max() > 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -288,14 +301,27 @@ def test_a_transposed_convolution_is_a_subpixel_convolution() -> None:
 
 def test_layers_that_are_not_exact_are_refused() -> None:
     tensors = {
-        "a.weight": torch.full((1, 2**18 + 64), 2**15 - 1, dtype=torch.int16),
-        "a.bias": torch.zeros(1, dtype=torch.int64),
+        "a.weight": torch.full((1, 64), 2**15 - 1, dtype=torch.int16),
+        "a.bias": torch.tensor([2**53 - 64 * (2**15 - 1) ** 2]),
         "a.shift": torch.zeros(1, dtype=torch.uint8),
     }
     with pytest.raises(ValueError, match="layer a is not exact"):
-        Linear(tensors, "a", Form(2**18 + 64, 1), CPU)
-    Linear(tensors | {"a.weight": tensors["a.weight"][:, : 2**18]}, "a", Form(2**18, 1), CPU)
-    assert LIMIT * (2**15 - 1) * 2**18 < 2**53 < LIMIT * (2**15 - 1) * (2**18 + 64)
+        Linear(tensors, "a", Form(64, 1), CPU)
+    Linear(tensors | {"a.bias": tensors["a.bias"] - 1}, "a", Form(64, 1), CPU)
+
+
+def test_sums_fit_products_of_bytes() -> None:
+    """Even of weights that are all about as large, and of outputs that are all but dead."""
+    network = Network("mbt2018", 8, 200).requires_grad_(False)
+    network.entropy_parameters[0].weight[0], network.entropy_parameters[0].bias[0] = 1e-9, 5.0
+    with torch.inference_mode():
+        calibration = Calibration(network)
+        calibration.see(torch.zeros(1, 8, 2, 2), torch.zeros(1, 200, 8, 8))
+        found = integers_of(network, calibration)
+    for name in ("context", "parameters.0", "parameters.1", "parameters.2", "h_s.0", "h_s.1", "h_s.2"):
+        weight, bias, shift = (found[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
+        assert int(weight.abs().max()) > 2**12
+        assert layers._Bytes.of(weight, bias.numpy()[None], shift.long().numpy(), LIMIT) is not None
 
 
 def test_a_wave_needs_only_earlier_ones() -> None:
@@ -354,8 +380,10 @@ def test_a_model_file_that_is_damaged(folder: Path, tmp_path: Path) -> None:
 def layer(tensors: dict[str, np.ndarray], name: str, x: np.ndarray, activation: str = "") -> np.ndarray:
     """(P, in) -> (P, out)."""
     weight, bias, shift = (tensors[f"0.exact.{name}.{part}"].astype(np.int64) for part in ("weight", "bias", "shift"))
+    x = np.clip(x, -32767, 32767)
     out = np.clip((x @ weight.T + bias + ((1 << shift) >> 1)) >> shift, -(2**20), 2**20)
     if activation == "leaky":
+        out = np.clip(out, -32767, 32767)
         return np.maximum(out, (out * 10486 + 2**19) >> 20)
     return np.maximum(out, 0) if activation == "relu" else out
 

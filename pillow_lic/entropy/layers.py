@@ -64,7 +64,7 @@ class IntegerLayer:
         self._bias, self._shift, self._limit, self._dtype = bias, shift, limit, dtype
         self._device = weight.device
         self._bytes = _Bytes.of(weight, bias, shift, limit) if weight.device.type == "cpu" and bytes_work() else None
-        self._scaled = weight[:0]
+        self._scaled = weight.new_empty(0)
         if self._bytes is None:
             # Dividing by powers of two is exact, and so are products and sums of what is divided.
             scale = torch.from_numpy(np.ldexp(1.0, -shift)).to(weight.device, dtype)

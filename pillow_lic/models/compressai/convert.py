@@ -20,11 +20,18 @@ from pillow_lic.models.compressai.exact import (
 from pillow_lic.models.compressai.layers import LEAKY_SLOPE, TAPS
 from pillow_lic.models.compressai.networks import Network
 
-WEIGHT_LIMIT = 2**15 - 1
+WEIGHT_LIMIT = 2**15 - 129
+"""Largest magnitude of a weight: two bytes, both signed."""
+
+SUM_LIMIT = 2**24 - 2**20
+"""Of the magnitudes of an output's weights, and 256 for each: sums of their bytes fit 32 bits then."""
+SMALLEST = 2.0**-8
+"""Of an output's largest weight: what is smaller need not be as precise, and would make its bias too large."""
+
 ROOM = 16
 """How many times larger than in any calibration picture an activation may become before it is limited."""
 
-MOST_BITS = 16
+MOST_BITS = 10
 """Most fraction bits of an activation."""
 
 
@@ -121,7 +128,12 @@ def _bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
 def _integers(name: str, weight: Tensor, bias: Tensor, inputs: int, outputs: Tensor) -> dict[str, Tensor]:
     """A layer whose inputs and outputs have so many fraction bits."""
     weight, bias = weight.double(), bias.double()
-    power = torch.floor(torch.log2(WEIGHT_LIMIT / weight.abs().amax(dim=1).clamp(min=2.0**-15)))
+    magnitudes = weight.abs()
+    most = torch.minimum(
+        WEIGHT_LIMIT / magnitudes.amax(dim=1).clamp(min=SMALLEST),
+        (SUM_LIMIT - 256 * weight.shape[1]) / magnitudes.sum(dim=1).clamp(min=SMALLEST),
+    )
+    power = torch.floor(torch.log2(most))
     shift = inputs + power - outputs
     whole = torch.round(torch.ldexp(weight, power[:, None]))
     offset = torch.round(torch.ldexp(bias, inputs + power))

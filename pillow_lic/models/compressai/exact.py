@@ -1,8 +1,7 @@
 """What decides probabilities of the published codecs, in integers: the same numbers on every machine.
 
-Weights and activations are integers in float64, every sum stays below 2**53, and products are matrix
-products: as in :mod:`pillow_lic.entropy.exact`, with wider numbers, since these networks were trained
-without knowing of integers.  A transposed convolution is a subpixel convolution: 3x3 with four times
+Weights and activations have 16 bits, and products are matrix products, as in
+:mod:`pillow_lic.entropy.exact`.  A transposed convolution is a subpixel convolution: 3x3 with four times
 the channels, whose outputs are the four phases.
 """
 
@@ -11,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pillow_lic.entropy.layers import IntegerLayer
 from pillow_lic.models.compressai.layers import TAPS
+from pillow_lic.models.transforms import QUALITIES
 
-LIMIT = 2.0**20
-"""Largest magnitude of an activation."""
+LIMIT = 2**15 - 1
+"""Largest magnitude of what enters a product."""
+
+OUTPUT_LIMIT = 2**20
+"""Largest magnitude of what comes out of a layer, but for those with a leaky ReLU."""
 
 EXACT = 2.0**53
 Z_BITS = 8
@@ -26,7 +31,7 @@ Z_BITS = 8
 MEAN_BITS = 6
 """Fraction bits of means, and of latents as the context model sees them."""
 
-SCALE_BITS = 12
+SCALE_BITS = 10
 """Fraction bits of scales."""
 
 SLOPE, SLOPE_BITS = 10486, 20
@@ -66,7 +71,7 @@ def forms_of(network: nn.Module) -> list[tuple[Form, nn.Module]]:
 
 
 class Linear:
-    """floor((weight x + bias) / 2**shift + 1/2), limited, by output channel; x (P, in) -> (P, out)."""
+    """floor((weight x + bias) / 2**shift + 1/2), limited, by output channel, and the activation."""
 
     def __init__(self, tensors: Mapping[str, Tensor], name: str, form: Form, device: torch.device) -> None:
         weight, bias, shift = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
@@ -80,38 +85,39 @@ class Linear:
             raise ValueError(f"the model's layer {name} has the wrong shape")
         if int(shift.min()) < 0 or int(shift.max()) > 48:
             raise ValueError(f"the model's layer {name} is out of range")
-        rounding = torch.bitwise_left_shift(torch.ones_like(shift, dtype=torch.int64), shift.long()) >> 1
-        start, matrix = bias.double() + rounding, weight.double()
-        bound = matrix.abs().sum(dim=1) * LIMIT + start.abs()
+        shifts, matrix = shift.to(torch.int64).numpy(), weight.double()
+        starts = bias.to(torch.int64).numpy() + ((np.int64(1) << shifts) >> 1)
+        bound = matrix.abs().sum(dim=1).numpy() * LIMIT + np.abs(starts.astype(np.float64))
         if float(bound.max()) >= EXACT:
             raise ValueError(f"the model's layer {name} is not exact in float64")
         self.form = form
-        # Scaled by powers of two beforehand, sums are whole multiples of 2**-shift and as exact.
-        self.weight = torch.ldexp(matrix.t(), -shift.double()).contiguous().to(device)
-        self.start = torch.ldexp(start, -shift.double()).to(device)
+        everywhere = np.broadcast_to(starts, (QUALITIES, len(starts)))
+        self._layer = IntegerLayer(matrix.to(device), everywhere, shifts, LIMIT, torch.float64)
 
-    def __call__(self, x: Tensor, start: Tensor | None = None) -> Tensor:
-        """``start`` (P, out) holds sums that are known already, with the bias among them."""
-        x = torch.addmm(self.start if start is None else start, x, self.weight).floor_()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Integers (in, P), limited, of any type -> (out, P)."""
+        x = self._layer(x, 0)
         if self.form.activation == "relu":
-            return x.clamp_(0, LIMIT)
+            return x.clamp_(0, OUTPUT_LIMIT)
+        if not self.form.activation:
+            return x.clamp_(-OUTPUT_LIMIT, OUTPUT_LIMIT)
         x.clamp_(-LIMIT, LIMIT)
-        if self.form.activation == "leaky":
-            # Products of 20 and 14 bits: exact.
+        # Products of 14 and 15 bits fit int32 and are exact in float64.
+        if x.is_floating_point():
             return torch.maximum(x, (x * (SLOPE / 2**SLOPE_BITS)).add_(0.5).floor_(), out=x)
-        return x
+        less = (x * SLOPE).add_(1 << SLOPE_BITS - 1).bitwise_right_shift_(SLOPE_BITS)
+        return torch.maximum(x, less, out=x)
 
     def over(self, x: Tensor) -> Tensor:
         """The layer as a convolution with zero padding: (in, h, w) -> (out, h, w), or twice the size."""
         channels, h, w = x.shape
         margin = self.form.size // 2
-        windows = nn.functional.pad(x, (margin,) * 4).unfold(1, self.form.size, 1).unfold(2, self.form.size, 1)
+        padded = nn.functional.pad(self._layer.taken(x.clamp(-LIMIT, LIMIT)), (margin,) * 4)
+        windows = padded.unfold(1, self.form.size, 1).unfold(2, self.form.size, 1).permute(0, 3, 4, 1, 2)
         rows = max(1, _BAND // w)
-        bands = []
-        for top in range(0, h, rows):
-            band = windows[:, top : top + rows].permute(1, 2, 0, 3, 4)
-            bands.append(self(band.reshape(-1, channels * self.form.size**2)))
-        out = torch.cat(bands).t().reshape(-1, h, w)
+        bands = (windows[..., top : top + rows, :] for top in range(0, h, rows))
+        out = torch.cat([self(band.reshape(channels * self.form.size**2, -1)) for band in bands], dim=1)
+        out = out.reshape(-1, h, w)
         return nn.functional.pixel_shuffle(out[None], 2)[0] if self.form.shuffle else out
 
 
@@ -123,10 +129,9 @@ class ExactHyper:
 
     def __call__(self, z: Tensor) -> Tensor:
         """``z`` (N, h, w) with ``Z_BITS`` fraction bits."""
-        x = z.double().clamp(-LIMIT, LIMIT)
         for layer in self.layers:
-            x = layer.over(x)
-        return x
+            z = layer.over(z)
+        return z
 
 
 class ExactContext:
@@ -136,21 +141,15 @@ class ExactContext:
         hyper = forms[0].inputs // 2
         taps = TAPS * TAPS // 2
         self.window = Linear(tensors, "context", Form(taps * hyper // 2, hyper), device)
-        first, *self.rest = (Linear(tensors, f"parameters.{n}", form, device) for n, form in enumerate(forms))
-        self.hyper_weight, self.hyper_start = first.weight[:hyper], first.start
-        self.first = first
-        first.weight = first.weight[hyper:].contiguous()
+        self.joint = [Linear(tensors, f"parameters.{n}", form, device) for n, form in enumerate(forms)]
 
-    def prepare(self, hyper: Tensor) -> Tensor:
-        """What the first joint layer gets from the hyper-synthesis (C, h, w): sums at all positions at once."""
-        return torch.addmm(self.hyper_start, hyper.flatten(1).t(), self.hyper_weight)
-
-    def __call__(self, windows: Tensor, prepared: Tensor) -> Tensor:
-        """Parameters (P, 2 M) at some positions from their windows (P, 12 M) and prepared sums."""
-        x = self.first(self.window(windows), prepared)
-        for layer in self.rest:
+    def __call__(self, windows: Tensor, hyper: Tensor) -> Tensor:
+        """Parameters (P, 2 M) at some positions from their windows (P, 12 M) and the hyper-synthesis (P, 2 M)."""
+        seen = self.window(windows.t()).t()
+        x = torch.cat([hyper, seen.clamp_(-LIMIT, LIMIT).to(hyper.dtype)], dim=1).t()
+        for layer in self.joint:
             x = layer(x)
-        return x
+        return x.t()
 
 
 class Wavefront:
@@ -162,7 +161,7 @@ class Wavefront:
     def __init__(self, latents: int, height: int, width: int, device: torch.device) -> None:
         margin = TAPS // 2
         self._row = width + 2 * margin
-        self._values = torch.zeros(((height + 2 * margin) * self._row, latents), dtype=torch.float64, device=device)
+        self._values = torch.zeros(((height + 2 * margin) * self._row, latents), dtype=torch.int16, device=device)
         taps = torch.arange(TAPS * TAPS // 2, device=device)
         self._offsets = (taps // TAPS - margin) * self._row + taps % TAPS - margin
         row, column = torch.arange(height, device=device)[:, None], torch.arange(width, device=device)
@@ -185,4 +184,4 @@ class Wavefront:
 
     def put(self, place: Tensor, values: Tensor) -> None:
         """Make latents (P, M) known, with ``MEAN_BITS`` fraction bits."""
-        self._values[place] = values.clamp(-LIMIT, LIMIT)
+        self._values[place] = values.clamp(-LIMIT, LIMIT).to(torch.int16)

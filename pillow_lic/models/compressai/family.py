@@ -24,6 +24,7 @@ from pillow_lic.entropy.coder import LIMIT as SYMBOL_LIMIT
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.compressai.exact import (
+    LIMIT,
     MEAN_BITS,
     Z_BITS,
     ExactContext,
@@ -257,13 +258,13 @@ class FamilyModel:
         """
         device, (_, h, w), latents = hyper.device, hyper.shape, self.arch.latents
         network = self._cached(("context", device), lambda: self._context(device))
-        prepared = network.prepare(hyper)
+        said = hyper.clamp(-LIMIT, LIMIT).to(torch.int16).flatten(1).t().contiguous()
         waves = Wavefront(latents, h, w, device)
         parts = []
         for at, place, windows in waves:
-            mean, index = self._conditions(network(windows, prepared.index_select(0, at)), 1)
+            mean, index = self._conditions(network(windows, said.index_select(0, at)), 1)
             values = symbols_of(at, mean, index)
-            waves.put(place, values.double() * 2.0**MEAN_BITS + mean)
+            waves.put(place, values.int() * 2**MEAN_BITS + mean)
             parts.append((values, mean, index))
         back = torch.argsort(torch.cat(waves.positions))
         together = (torch.cat(of_waves).index_select(0, back) for of_waves in zip(*parts, strict=True))
@@ -284,7 +285,7 @@ class FamilyModel:
     def _conditions(self, parameters: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
         """Means and tables' indices from parameters: scales along ``dim``, then means where there are any."""
         scale = parameters.narrow(dim, 0, self.arch.latents).contiguous()
-        index = torch.bucketize(scale, self.family.thresholds.to(scale.device)).to(torch.uint8)
+        index = torch.bucketize(scale, self.family.thresholds.to(scale)).to(torch.uint8)
         if not self.kind.means:
             return torch.zeros_like(scale, dtype=torch.int32), index
         return parameters.narrow(dim, self.arch.latents, self.arch.latents).to(torch.int32), index

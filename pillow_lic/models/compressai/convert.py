@@ -17,7 +17,7 @@ from pillow_lic.models.compressai.exact import (
     Form,
     forms_of,
 )
-from pillow_lic.models.compressai.layers import LEAKY_SLOPE, TAPS
+from pillow_lic.models.compressai.layers import LEAKY_SLOPE, TAPS, as_convolution
 from pillow_lic.models.compressai.networks import Network
 
 WEIGHT_LIMIT = 2**15 - 129
@@ -77,11 +77,12 @@ def integers_of(network: Network, calibration: Calibration) -> dict[str, Tensor]
     # What the hyper-synthesis and what the context model say enter one layer, in one unit.
     shared = min(calibration.bits(hyper[-1][0]), calibration.bits("context"))
     window = network.context_prediction
-    weight = window.weight.flatten(2)[:, :, : TAPS * TAPS // 2].transpose(1, 2)  # by tap, then by channel
+    weight, bias = as_convolution(window)
+    weight = weight.flatten(2)[:, :, : TAPS * TAPS // 2].transpose(1, 2)  # by tap, then by channel
     joint = [(f"parameters.{n}", *layer) for n, layer in enumerate(forms_of(network.entropy_parameters))]
     return {
         **_chain(hyper, Z_BITS, calibration, torch.tensor(float(shared))),
-        **_integers("context", weight.flatten(1), _bias(window), MEAN_BITS, torch.tensor(float(shared))),
+        **_integers("context", weight.flatten(1), bias, MEAN_BITS, torch.tensor(float(shared))),
         **_chain(joint, shared, calibration, final),
     }
 
@@ -97,32 +98,18 @@ def _chain(
 ) -> dict[str, Tensor]:
     """Layers one after the other, from ``inputs`` fraction bits to the ``final`` ones."""
     found: dict[str, Tensor] = {}
-    for n, (name, form, layer) in enumerate(layers):
+    for n, (name, _, layer) in enumerate(layers):
         last = n == len(layers) - 1
         outputs = final if last else torch.tensor(float(calibration.bits(name)))
-        found |= _integers(name, *_matrix(form, layer), inputs, outputs)
+        found |= _integers(name, *_matrix(layer), inputs, outputs)
         inputs = calibration.bits(name)
     return found
 
 
-def _matrix(form: Form, layer: nn.Module) -> tuple[Tensor, Tensor]:
+def _matrix(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight (out, in k k) and bias (out,) of a layer as a convolution."""
-    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-    if isinstance(layer, nn.Conv2d):
-        return layer.weight.flatten(1), _bias(layer)
-    # Output 2 m + a of a transposed convolution gets input m + d through tap a + 2 - 2 d.
-    weight = layer.weight.transpose(0, 1)  # out, in, 5, 5
-    phases = weight.new_zeros(len(weight), 2, 2, weight.shape[1], 3, 3)
-    taps = [(a, d, a + 2 - 2 * d) for a in (0, 1) for d in (-1, 0, 1) if 0 <= a + 2 - 2 * d < 5]
-    for a, d, row in taps:
-        for b, e, column in taps:
-            phases[:, a, b, :, d + 1, e + 1] = weight[:, :, row, column]
-    return phases.flatten(3).flatten(0, 2), _bias(layer).repeat_interleave(4)
-
-
-def _bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    assert layer.bias is not None
-    return layer.bias
+    weight, bias = as_convolution(layer)
+    return weight.flatten(1), bias
 
 
 def _integers(name: str, weight: Tensor, bias: Tensor, inputs: int, outputs: Tensor) -> dict[str, Tensor]:

@@ -33,11 +33,15 @@ from pillow_lic.models.compressai.exact import (
     forms_of,
 )
 from pillow_lic.models.compressai.networks import ARCHITECTURES, Network, Published
+from pillow_lic.models.compressai.synthesis import Synthesis
 from pillow_lic.models.errors import reading
 
 HYPER_STRIDE = 4
 QUALITY_ONE = 256
 """Quality codes for each step of quality."""
+
+FINE = 6 * QUALITY_ONE
+"""Code of the quality from which on bfloat16 would cost more than 0.01 dB."""
 
 MOST_CHANNELS = 2048
 _lock = threading.RLock()
@@ -135,7 +139,7 @@ class FamilyModel:
     """The network of one quality.  Parts are read from the file when they are first asked for."""
 
     def __init__(self, family: Family, number: int, stop: Stop) -> None:
-        self.family, self._prefix = family, f"{number}."
+        self.family, self._prefix, self._code = family, f"{number}.", stop.code
         self.kind: Published = ARCHITECTURES[family.architecture]
         self.path, self.identity, self.tables = family.path, family.identity, family.tables
         self.contexts, self.has_lattice = family.contexts, False
@@ -155,7 +159,8 @@ class FamilyModel:
     def verify(self) -> None:
         """Read all parts; ``ValueError`` for what is damaged or not exact."""
         device = torch.device("cpu")
-        for name in ("g_a", "g_s", "h_a")[: 3 if self.kind.hyperprior else 2]:
+        self.synthesis(device, torch.float32)
+        for name in ("g_a", "h_a")[: 2 if self.kind.hyperprior else 1]:
             self._part(name, device)
         if self.kind.hyperprior:
             self._cached(("hyper", device), lambda: self._exact_hyper(device))
@@ -171,10 +176,11 @@ class FamilyModel:
 
     def synthesis(self, device: torch.device, dtype: torch.dtype) -> Any:
         """y to pixels, likewise; at ``scale`` 2, 4 or 8 means of so many in both directions."""
-        network = self._part("g_s", device)
+        dtype = torch.float32 if self._code >= FINE else dtype
+        network: Synthesis = self._cached(("g_s", device, dtype), lambda: self._synthesis(device, dtype))
 
         def pixels(y: Tensor, quality: Tensor, scale: int = 1) -> Tensor:
-            found: Tensor = network(y) * 255 - 127.5
+            found = network(y).mul_(255).sub_(127.5)
             return nn.functional.avg_pool2d(found, scale) if scale > 1 else found
 
         return pixels
@@ -300,17 +306,20 @@ class FamilyModel:
         return ExactContext(self._tensors("exact."), forms, device)
 
     def _part(self, name: str, device: torch.device) -> nn.Module:
-        # Not inference tensors, even if the first user of the network is a decoder.
-        @torch.inference_mode(False)
-        def make() -> nn.Module:
-            with torch.device("meta"):
-                whole = Network(self.family.architecture, self._network.channels, self._network.latents)
-            part: nn.Sequential = getattr(whole, name)
-            part.load_state_dict(self._tensors(f"{name}."), assign=True)
-            part.to(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            return part.eval().requires_grad_(False)
+        return self._cached((name, device), lambda: self._loaded(name, device))  # type: ignore[no-any-return]
 
-        return self._cached((name, device), make)  # type: ignore[no-any-return]
+    @torch.inference_mode(False)  # not inference tensors, even if the first user of the network is a decoder
+    def _loaded(self, name: str, device: torch.device) -> nn.Sequential:
+        with torch.device("meta"):
+            whole = Network(self.family.architecture, self._network.channels, self._network.latents)
+        part: nn.Sequential = getattr(whole, name)
+        part.load_state_dict(self._tensors(f"{name}."), assign=True)
+        part.to(device=device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return part.eval().requires_grad_(False)
+
+    @torch.inference_mode(False)
+    def _synthesis(self, device: torch.device, dtype: torch.dtype) -> Synthesis:
+        return Synthesis(self._loaded("g_s", device), dtype)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a part of this quality, by their names in it."""

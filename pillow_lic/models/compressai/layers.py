@@ -10,6 +10,8 @@ TAPS = 5
 """Side of the context model's window."""
 
 LEAKY_SLOPE = 0.01
+_AT_ONCE = 1024
+"""Positions that are normalised at once."""
 
 
 def conv(inputs: int, outputs: int, size: int = 5, stride: int = 2) -> nn.Conv2d:
@@ -27,9 +29,29 @@ def subpixel(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(conv(inputs, 4 * outputs, 3, 1), nn.PixelShuffle(2))
 
 
+def as_convolution(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight (out, in, k, k) and bias (out,) of a layer; where it doubles the size, of a convolution whose
+    channels become pixels.
+    """
+    if isinstance(layer, nn.Sequential):
+        layer = layer[0]
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+    assert layer.bias is not None
+    if isinstance(layer, nn.Conv2d):
+        return layer.weight, layer.bias
+    # Output 2 m + a of a transposed convolution gets input m + d through tap a + 2 - 2 d.
+    weight = layer.weight.transpose(0, 1)  # out, in, 5, 5
+    phases = weight.new_zeros(len(weight), 2, 2, weight.shape[1], 3, 3)
+    taps = [(a, d, a + 2 - 2 * d) for a in (0, 1) for d in (-1, 0, 1) if 0 <= a + 2 - 2 * d < 5]
+    for a, d, row in taps:
+        for b, e, column in taps:
+            phases[:, a, b, :, d + 1, e + 1] = weight[:, :, row, column]
+    return phases.flatten(0, 2), layer.bias.repeat_interleave(4)
+
+
 def leaky() -> nn.LeakyReLU:
-    """The leaky ReLU of all these networks."""
-    return nn.LeakyReLU(LEAKY_SLOPE)
+    """The leaky ReLU of all these networks, in place: it follows a convolution."""
+    return nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
 
 class GDN(nn.Module):
@@ -45,8 +67,13 @@ class GDN(nn.Module):
         self.gamma = nn.Parameter(0.1 * torch.eye(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = F.conv2d(x.square(), self.gamma[:, :, None, None], self.beta)
-        return x * (norm.sqrt() if self.inverse else norm.rsqrt())
+        """Of x (B, C, h, w), in its place if channels come last there; as much at a time as caches hold."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        positions = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+        for some in torch.split(positions, _AT_ONCE if x.device.type == "cpu" else len(positions)):
+            norm = torch.addmm(self.beta, some.square(), self.gamma.t()).float()
+            some.mul_(norm.sqrt_() if self.inverse else norm.rsqrt_())
+        return x
 
 
 class MaskedConv(nn.Conv2d):
@@ -70,7 +97,7 @@ class ResidualBlock(nn.Module):
         self.leaky_relu = leaky()
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.leaky_relu(self.conv2(self.leaky_relu(self.conv1(x))))  # type: ignore[no-any-return]
+        return self.leaky_relu(self.conv2(self.leaky_relu(self.conv1(x)))).add_(x)  # type: ignore[no-any-return]
 
 
 class ResidualDown(nn.Module):
@@ -85,7 +112,7 @@ class ResidualDown(nn.Module):
         self.skip = nn.Conv2d(inputs, outputs, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.gdn(self.conv2(self.leaky_relu(self.conv1(x))))  # type: ignore[no-any-return]
+        return self.gdn(self.conv2(self.leaky_relu(self.conv1(x)))).add_(self.skip(x))  # type: ignore[no-any-return]
 
 
 class ResidualUp(nn.Module):
@@ -100,4 +127,4 @@ class ResidualUp(nn.Module):
         self.upsample = subpixel(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.upsample(x) + self.igdn(self.conv(self.leaky_relu(self.subpel_conv(x))))  # type: ignore[no-any-return]
+        return self.igdn(self.conv(self.leaky_relu(self.subpel_conv(x)))).add_(self.upsample(x))  # type: ignore[no-any-return]

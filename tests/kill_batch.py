@@ -6,6 +6,7 @@ python tests/kill_batch.py --rounds 20 main worker cluster
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import random
 import signal
 import subprocess
@@ -100,7 +101,7 @@ def kill_cluster_worker(photos: Path, out: Path, expected: dict[str, bytes], mom
         summaries: list[Summary] = []
         address = cluster.scheduler_address
         job = threading.Thread(
-            target=lambda: summaries.append(convert([photos], out, scheduler=address, options=ONE_THREAD))
+            target=lambda: summaries.append(convert([photos], out, scheduler=address, options=ONE_THREAD)), daemon=True
         )
         job.start()
         wait_for_targets(out, max(1, int(moment)))
@@ -108,6 +109,9 @@ def kill_cluster_worker(photos: Path, out: Path, expected: dict[str, bytes], mom
         done = identities(out)
         psutil.Process(next(iter(cluster.workers.values())).pid).send_signal(signal.SIGKILL)
         job.join(300)
+        if job.is_alive():
+            faulthandler.dump_traceback(all_threads=True)
+            raise AssertionError("the conversion does not end")
     (summary,) = summaries
     assert (summary.failures, summary.converted) == ([], len(expected) - 1)
     assert contents(out) == expected

@@ -141,11 +141,11 @@ def test_a_model_without_a_draft_makes_means_of_what_it_shows(photo: Image.Image
     path = tmp_path / "copy.safetensors"
     shutil.copy(load_model("mse").path, path)
     cpu = torch.device("cpu")
-    identity = load_model("mse").identity
-    assert load_draft(path, identity, cpu) is None
+    identity, latents = load_model("mse").identity, load_model("mse").arch.latents
+    assert load_draft(path, identity, latents, cpu) is None
     shutil.copy(load_model("mse").path.with_suffix(".draft"), path.with_suffix(".draft"))
-    assert load_draft(path, identity, cpu) is not None
-    assert load_draft(path, b"another1", cpu) is None
+    assert load_draft(path, identity, latents, cpu) is not None
+    assert load_draft(path, b"another1", latents, cpu) is None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Model, "draft", lambda *_: None)
         data = coded(photo)

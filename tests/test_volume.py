@@ -9,13 +9,16 @@ import pytest
 import torch
 from conftest import coded, pixels_of
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_context import TINY, tiny
 
 from pillow_lic import codec
 from pillow_lic.entropy.context import Given
 from pillow_lic.entropy.volume import ExactVolume
+from pillow_lic.models import loading
 from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.context.volume import DEPTH, OWN, TAPS, VolumeContext, wave_of
+from pillow_lic.models.draft import Draft
 from pillow_lic.models.importance import ImportanceMap
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.training.export import write_volume
@@ -132,7 +135,7 @@ def test_an_importance_map_lies_beside_its_model(with_volume: str, tiny: str, sm
     assert data not in (coded(small, model=with_volume), coded(small, model=with_volume, adaptive=True))
     assert pixels_of(data).shape == (50, 60, 3)
     shutil.copy(Path(with_volume).with_suffix(".importance"), Path(tiny).with_suffix(".importance"))
-    with pytest.raises(ValueError, match="has no importance map"):
+    with pytest.raises(ValueError, match=r"^the model 'tiny' has no importance map"):
         coded(small, model=tiny, adaptive="importance")
 
 
@@ -142,3 +145,40 @@ def test_the_shipped_model_has_both(photo: Image.Image) -> None:
     assert len(data) < len(plain)
     assert np.array_equal(pixels_of(data), pixels_of(plain))
     assert pixels_of(coded(part, adaptive="importance")).shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize("suffix", [".volume", ".importance", ".draft"])
+@pytest.mark.parametrize("damage", ["nan", "shape", "bytes"])
+def test_damage_of_what_lies_beside_a_model_is_named(
+    with_volume: str, small: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, damage: str
+) -> None:
+    """Loaded afresh, since a model that is known by its bytes is not read again."""
+    path = tmp_path / "tiny.safetensors"
+    shutil.copy(with_volume, path)
+    model = load_model(with_volume)
+    if suffix == ".volume":
+        shutil.copy(Path(with_volume).with_suffix(suffix), path.with_suffix(suffix))
+    elif suffix == ".importance":
+        ImportanceMap(TINY.latents, 8).save(path, model.identity)
+    else:
+        Draft(torch.zeros(48, 8, 3, 3), torch.zeros(48)).save(path, model.identity)
+    beside = path.with_suffix(suffix)
+    tensors, about = load_file(beside), {"model": model.identity.hex()}
+    name = next(n for n, t in tensors.items() if t.dim() > 1 and t.shape[0] > 1)
+    if damage == "nan":
+        tensors[name] = torch.full(tensors[name].shape, float("nan"))
+    elif damage == "shape":
+        tensors[name] = tensors[name][:-1].clone()
+    save_file(tensors, beside, about)
+    if damage == "bytes":
+        beside.write_bytes(beside.read_bytes()[:-9])
+    monkeypatch.setattr(loading, "_loaded", {})
+    ways = {".volume": {"context": "volume"}, ".importance": {"adaptive": "importance"}, ".draft": {}}
+
+    def use() -> None:
+        with Image.open(BytesIO(coded(small, model=str(path), **ways[suffix]))) as image:
+            image.draft(None, (15, 12))
+            image.load()
+
+    with pytest.raises(ValueError, match=rf"tiny{suffix} is damaged|has no context 'volume'"):
+        use()

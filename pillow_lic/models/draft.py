@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from pillow_lic.models.errors import finite, reading
 from pillow_lic.models.transforms import LATENT_STRIDE, means_of_blocks
 
 SUFFIX = ".draft"
@@ -58,12 +59,17 @@ class Draft:
         save_file(tensors, model.with_suffix(SUFFIX), {"model": identity.hex()})
 
 
-def load_draft(model: Path, identity: bytes, device: torch.device) -> Draft | None:
-    """The draft that lies beside a model; None if there is none or it is another model's."""
+def load_draft(model: Path, identity: bytes, latents: int, device: torch.device) -> Draft | None:
+    """The draft that lies beside a model with so many latent channels; None if there is none or it is another
+    model's.  Raises ``ModelError`` if it is damaged.
+    """
     path = model.with_suffix(SUFFIX)
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
+    with reading(path), safe_open(path, framework="pt") as file:
         if (file.metadata() or {}).get("model") != identity.hex():
             return None
-        return Draft(*(file.get_tensor(name).to(device, torch.float32) for name in ("weight", "bias")))
+        weight, bias = (finite(name, file.get_tensor(name).float()) for name in ("weight", "bias"))
+        if weight.dim() != 4 or not 1 <= weight.shape[1] <= latents:
+            raise ValueError(f"a draft of weights {tuple(weight.shape)} for a model of {latents} latent channels")
+        return Draft(weight.to(device), bias.to(device))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 _STUMBLES = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
@@ -25,3 +26,10 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except _STUMBLES as error:
         raise ModelError(f"{path} is damaged or not a pillow-lic model: {error}") from error
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor of that name; ``ValueError`` if a number of it is infinite or none."""
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} is not finite")
+    return tensor

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pillow_lic.models.errors import reading
+from pillow_lic.models.errors import finite, reading
 from pillow_lic.models.hyperprior import QualityConv
 
 SUFFIX = ".importance"
@@ -49,15 +49,18 @@ class ImportanceMap(nn.Module):
         save_file(tensors, model.with_suffix(SUFFIX), {"model": identity.hex()})
 
 
-def load_importance(model: Path, identity: bytes, device: torch.device) -> ImportanceMap:
-    """The network beside a model; ``ValueError`` if there is none or it is another model's."""
+def load_importance(model: Path, identity: bytes, latents: int, device: torch.device) -> ImportanceMap | None:
+    """The network beside a model with so many latent channels; None if there is none or it is another model's.
+
+    Raises ``ModelError`` if it is damaged.
+    """
     path = model.with_suffix(SUFFIX)
-    if path.is_file():
-        with reading(path), safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("model") == identity.hex():
-                state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-                width, latents = state["enter.weight"].shape[:2]
-                network = ImportanceMap(latents, width)
-                network.load_state_dict(state)
-                return network.to(device).eval().requires_grad_(False)
-    raise ValueError(f"the model {model.stem!r} has no importance map; adaptive=True needs none")
+    if not path.is_file():
+        return None
+    with reading(path), safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("model") != identity.hex():
+            return None
+        state = {name: finite(name, file.get_tensor(name).float()) for name in file.keys()}  # noqa: SIM118
+        network = ImportanceMap(latents, state["enter.weight"].shape[0])
+        network.load_state_dict(state)
+    return network.to(device).eval().requires_grad_(False)

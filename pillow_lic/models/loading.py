@@ -93,7 +93,7 @@ class Model:
 
     def draft(self, device: torch.device) -> Draft | None:
         """What makes pictures at 1/4 and 1/8 quickly, if there is a file of it beside the model's."""
-        make = torch.inference_mode(False)(lambda: load_draft(self.path, self.identity, device))
+        make = torch.inference_mode(False)(lambda: load_draft(self.path, self.identity, self.arch.latents, device))
         return self._cached(("draft", device), make)  # type: ignore[no-any-return]
 
     def hyper_analysis(self, device: torch.device) -> HyperAnalysis:
@@ -133,9 +133,13 @@ class Model:
 
     def importance(self, device: torch.device) -> ImportanceMap:
         """The network that says where bits matter; ``ValueError`` if none lies beside the model's file."""
-        made: ImportanceMap = self._cached(
-            ("importance", device), lambda: load_importance(self.path, self.identity, device)
-        )
+
+        def make() -> ImportanceMap | None:
+            return load_importance(self.path, self.identity, self.arch.latents, device)
+
+        made: ImportanceMap | None = self._cached(("importance", device), make)
+        if made is None:
+            raise ValueError(f"the model {self.path.stem!r} has no importance map; adaptive='importance' needs one")
         return made
 
     def gain(self, quality: float) -> Tensor:

@@ -202,14 +202,15 @@ def mutated(data: bytes, rng: Random) -> bytes:
 
 
 def with_other_tile(data: bytes, rng: Random) -> bytes:
-    """A right file, not a progressive one, with one tile's stream scarred; all checksums outside the tile, and its
+    """A right file with one tile's stream, or one of its scans, scarred; all checksums outside it, and the frame's
     index, are right.
     """
     chunks = parse(data)
     header = Header.unpack(chunks[0].payload)
     frame = rng.choice([c for c in chunks if c.kind == FRAME])
-    tiles = container._split(frame.payload, header.tiles)
+    scans = frame.payload[:1] if header.progressive else b""
+    tiles = container._split(frame.payload[len(scans) :], header.tiles * (scans[0] if scans else 1))
     n = rng.randrange(len(tiles))
     tiles[n] = tiles[n][:4] + scarred(tiles[n][4:], rng) if rng.random() < 0.95 else scarred(tiles[n], rng)
-    frame.payload = b"".join(write_varint(len(t)) for t in tiles[:-1]) + b"".join(tiles)
+    frame.payload = scans + b"".join(write_varint(len(t)) for t in tiles[:-1]) + b"".join(tiles)
     return assemble(chunks)

@@ -9,13 +9,16 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from fuzz.seeds import seeds, use_golden_models
+from pillow_lic.codec import decode
+from pillow_lic.container import Reader, Scans
 
 FLIPS = (0xFF, 0x01, 0x20)
 """All bits, the lowest, and the one that makes letters small."""
@@ -42,9 +45,24 @@ def frames_of(data: bytes) -> list[np.ndarray]:
     return frames
 
 
-def outcome(data: bytes, right: list[np.ndarray]) -> str:
+def from_fewer_scans(data: bytes) -> list[list[np.ndarray]]:
+    """Of each frame of a progressive file the pictures from ever fewer of its scans, down to the first."""
+    reader = Reader(BytesIO(data))
+    reader.metadata()
+    fewer = []
+    for frame in reader.frames() if reader.header.progressive else ():
+        scans = [tile for tile in frame.tiles if isinstance(tile, Scans)]
+        fewer.append([
+            decode(reader.header, replace(frame, tiles=[replace(tile, parts=tile.parts[:count]) for tile in scans]))
+            for count in range(scans[0].count - 1, 0, -1)
+        ])  # fmt: skip
+    return fewer
+
+
+def outcome(data: bytes, right: list[np.ndarray], fewer: list[list[np.ndarray]], tile: int) -> str:
     """``error``; ``right``: the pictures are, whatever is said of metadata; ``part``: what is shown of a picture is
-    right, and a warning tells that it is a part; ``WRONG`` if anything else is shown.
+    right, tile by tile, or what ``fewer`` of its scans give, and a warning tells that it is a part; ``WRONG`` if
+    anything else is shown.
     """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -56,11 +74,15 @@ def outcome(data: bytes, right: list[np.ndarray]) -> str:
         return "right"
     if not any("damaged LIC file" in str(w.message) for w in said):
         return "WRONG"
-    return "part" if len(found) == len(right) and all(map(_part_of, found, right)) else "WRONG"
+    if len(found) != len(right):
+        return "WRONG"
+    pictures = [[one, *less] for one, less in zip(right, fewer or [[]] * len(right), strict=True)]
+    return "part" if all(_part_of(f, r, tile) for f, r in zip(found, pictures, strict=True)) else "WRONG"
 
 
-def _part_of(found: np.ndarray, right: np.ndarray) -> bool:
-    """Whether all pixels are right or grey, and transparency is right or left out."""
+def _part_of(found: np.ndarray, pictures: list[np.ndarray], tile: int) -> bool:
+    """Whether every tile is one of the pictures' or grey, and transparency is right or left out."""
+    right = pictures[0]
     if found.shape != right.shape:
         return False
     colours = found.shape[2] - 1 if found.ndim == 3 and found.shape[2] in (2, 4) else None
@@ -68,9 +90,15 @@ def _part_of(found: np.ndarray, right: np.ndarray) -> bool:
         alpha = found[..., colours]
         if not (np.array_equal(alpha, right[..., colours]) or (alpha == OPAQUE).all()):
             return False
-        found, right = found[..., :colours], right[..., :colours]
-    known = found != GREY
-    return np.array_equal(found[known], right[known])
+        found, pictures = found[..., :colours], [picture[..., :colours] for picture in pictures]
+    height, width = found.shape[:2]
+    side = tile or max(height, width)
+    for top, left in product(range(0, height, side), range(0, width, side)):
+        here = np.s_[top : top + side, left : left + side]
+        known = any(np.array_equal(found[here], picture[here]) for picture in pictures)
+        if not known and not (found[here] == GREY).all():
+            return False
+    return True
 
 
 def count(name: str, *, lenient: bool, every: int = 1) -> Counter[tuple[str, str]]:
@@ -78,8 +106,10 @@ def count(name: str, *, lenient: bool, every: int = 1) -> Counter[tuple[str, str
     data = seeds()[name]
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, lenient
     try:
-        right = frames_of(data)
-        return Counter((done, outcome(case, right)) for done, case in islice(damaged(data), 0, None, every))
+        right, fewer, tile = frames_of(data), from_fewer_scans(data), Reader(BytesIO(data)).header.tile
+        return Counter(
+            (done, outcome(case, right, fewer, tile)) for done, case in islice(damaged(data), 0, None, every)
+        )
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from fuzz.seeds import MODEL
 from pillow_lic import container
-from pillow_lic.container import MODES, QUANTIZERS, Animation, Frame, Header
+from pillow_lic.codec.tiles import to_bytes
+from pillow_lic.container import MAX_SCANS, MODES, QUANTIZERS, Animation, Frame, Header
 from pillow_lic.entropy.coder import LIMIT
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.pixels import Tile, tiles_of
 from pillow_lic.quantizers import adaptive
 from pillow_lic.quantizers.lattice import Lattice
-from pillow_lic.symbols import CodedTile, _on_lattice, _spread, pack, priors_of
+from pillow_lic.symbols import CodedTile, _on_lattice, _spread, priors_of
 
 CPU = torch.device("cpu")
 
@@ -30,13 +31,15 @@ def extreme_file(rng: Random) -> bytes:
     header = Header(
         rng.randrange(1, 100), rng.randrange(1, 70), rng.choice(MODES), model.identity, rng.randrange(1793),
         rng.choice(("none", *model.contexts)), rng.choice(QUANTIZERS), rng.choice((0, 64)), frames, rng.random() < 0.3,
+        progressive=rng.random() < 0.2,
     )  # fmt: skip
+    scans = rng.randrange(2, MAX_SCANS + 1)
     places = list(tiles_of(header.width, header.height, header.tile))
     alpha = bytes((0, rng.getrandbits(8))) if header.has_alpha else None
     made = []
     for _ in range(frames):
         tiles = [extreme_tile(model, header, place, rng) for place in places]
-        made.append(Frame([pack(model, tile, header.context, header.quality_code) for tile in tiles], alpha))
+        made.append(Frame([to_bytes(model, tile, header.context, header, scans) for tile in tiles], alpha))
     return container.write(header, {}, made, Animation(0, (1,) * frames) if frames > 1 else None)
 
 

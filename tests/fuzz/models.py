@@ -1,9 +1,12 @@
-"""Hostile .safetensors files: a right model with tensors, shapes, types, values or its description changed."""
+"""Hostile .safetensors files: a right model, or what lies beside it, with tensors, shapes, types, values or its
+description changed.
+"""
 
 from __future__ import annotations
 
 import json
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -14,6 +17,10 @@ from torch import Tensor
 
 from fuzz.cases import noise, scarred
 from fuzz.seeds import MODEL
+from pillow_lic.models.draft import SUFFIX as DRAFT
+from pillow_lic.models.importance import SUFFIX as IMPORTANCE
+from pillow_lic.models.importance import ImportanceMap
+from pillow_lic.models.loading import VOLUME_SUFFIX, Model, load_model
 
 VALUES: tuple[Any, ...] = (None, -1, 0, 1, 7, 2**40, 1.5, "x", [], [3, 2, 1], {}, True, [1e9, 2])
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8)
@@ -26,6 +33,37 @@ def right_model() -> tuple[dict[str, Tensor], str]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["pillow-lic"]  # noqa: SIM118
 
 
+@cache
+def right_file() -> bytes:
+    """The golden model's file."""
+    return Path(MODEL).read_bytes()
+
+
+@cache
+def right_parts() -> dict[str, tuple[dict[str, Tensor], str]]:
+    """Tensors and owner of each file that may lie beside the golden model, by suffix."""
+    model, owner = load_model(MODEL), load_model(MODEL).identity.hex()
+    assert isinstance(model, Model)
+    with safe_open(model.path.with_suffix(VOLUME_SUFFIX), framework="pt") as file:
+        volume = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    torch.manual_seed(1)
+    latents = model.arch.latents
+    draft = {"weight": torch.randn(48, latents // 2, 3, 3).half(), "bias": torch.randn(48).half()}
+    importance = {n: t.detach().half() for n, t in ImportanceMap(latents, 8).state_dict().items()}
+    return {VOLUME_SUFFIX: (volume, owner), DRAFT: (draft, owner), IMPORTANCE: (importance, owner)}
+
+
+def hostile_part(rng: Random) -> tuple[str, bytes]:
+    """The suffix and the bytes of a file beside the golden model with one to three tensors wrong."""
+    suffix = rng.choice(sorted(right_parts()))
+    tensors, owner = right_parts()[suffix]
+    tensors = dict(tensors)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        _change_tensor(tensors, rng.choice(sorted(tensors) or [""]), rng)
+    data = save(tensors, {"model": owner} if rng.random() < 0.98 else None)
+    return suffix, _scarred_head(data, rng) if rng.random() < 0.1 else data
+
+
 def hostile_model(rng: Random) -> bytes:
     """A model file with one to three things wrong."""
     tensors, text = right_model()
@@ -35,18 +73,24 @@ def hostile_model(rng: Random) -> bytes:
             _change_description(about, rng)
             continue
         name = rng.choice([n for n in tensors if not n.startswith("context.") or ".none" in n or ".stair" in n])
-        match rng.randrange(4):
-            case 0:
-                del tensors[name]
-            case 1:
-                tensors[name] = _reshaped(tensors[name], rng)
-            case 2:
-                tensors[name] = tensors[name].to(rng.choice(DTYPES))
-            case _:
-                tensors[name] = _other_values(tensors[name], rng)
+        _change_tensor(tensors, name, rng)
     text = json.dumps(about) if rng.random() < 0.95 else noise(rng).decode("latin-1")
     data = save(tensors, {"pillow-lic": text} if rng.random() < 0.98 else None)
     return _scarred_head(data, rng) if rng.random() < 0.1 else data
+
+
+def _change_tensor(tensors: dict[str, Tensor], name: str, rng: Random) -> None:
+    if name not in tensors:
+        return
+    match rng.randrange(4):
+        case 0:
+            del tensors[name]
+        case 1:
+            tensors[name] = _reshaped(tensors[name], rng)
+        case 2:
+            tensors[name] = tensors[name].to(rng.choice(DTYPES))
+        case _:
+            tensors[name] = _other_values(tensors[name], rng)
 
 
 def _change_description(about: dict[str, Any], rng: Random) -> None:

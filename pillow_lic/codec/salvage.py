@@ -49,7 +49,9 @@ def _is_whole(model: OneQuality, header: Header, place: Tile, data: Coded, devic
 def intact_scans(model: OneQuality, header: Header, tiles: Sequence[Coded], device: torch.device) -> list[Coded | None]:
     """Of each tile of a progressive frame the scans up to the first that fails its checksum.
 
-    A tile whose first scan fails stays as it is: decoding it raises ``OSError``.  A warning tells what is missing.
+    A tile whose first scan fails stays as it is: decoding it raises ``OSError``.  So no scan is shown in another
+    tile's place, whatever the index says: all first scans have to be there, one after the other, and a later scan's
+    checksum covers the earlier ones' symbols.  A warning tells what is missing.
     """
     found: list[Coded | None] = []
     for place, tile in zip(tiles_of(header.width, header.height, header.tile), tiles, strict=True):

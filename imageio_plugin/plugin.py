@@ -39,12 +39,12 @@ class LicPlugin(PluginV3):
         try:
             self._reader = container.Reader(request.get_file(), lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
             self._metadata = self._reader.metadata()
+            Image._decompression_bomb_check((self._reader.header.width, self._reader.header.height))
         except SyntaxError:
             raise InitializationError(f"{request.raw_uri!r:.80} is not a LIC file") from None
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             request.finish()
             raise
-        Image._decompression_bomb_check((self._reader.header.width, self._reader.header.height))
 
     def read(self, *, index: int | EllipsisType | None = 0, mode: str | None = None, rotate: bool = False) -> Pixels:
         """A frame as (H, W) or (H, W, 2 to 4) uint8; all frames stacked for ``index=...``.

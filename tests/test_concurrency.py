@@ -27,7 +27,7 @@ from pillow_lic.models import loading
 
 HERE = Path(__file__).parent
 MODEL = str(HERE / "golden" / "lattice.safetensors")
-CONTEXTS = ("none", "checkerboard", "channel", "staircase", "autoregressive")
+CONTEXTS = ("none", "checkerboard", "channel", "staircase", "autoregressive", "volume")
 
 
 def work(number: int) -> str:
@@ -112,6 +112,29 @@ if child == 0:
     os._exit(0 if here.work(3) == expected else 9)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+
+
+FORK_WHILE_READING = """
+import os, threading, time
+from pillow_lic.models import loading
+reading = threading.Event()
+def read():
+    with loading._lock:
+        reading.set()
+        time.sleep(0.3)
+threading.Thread(target=read).start()
+reading.wait()
+child = os.fork()
+if not child:
+    os._exit(not loading._lock.acquire(timeout=5))
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_while_another_thread_reads_a_model_goes_on() -> None:
+    """Its lock would never be released in the child, which has no such thread."""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", FORK_WHILE_READING], timeout=60).returncode == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

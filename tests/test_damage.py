@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from unittest.mock import ANY
 
 import imageio.v3 as iio
@@ -14,6 +17,7 @@ from conftest import coded, pixels_of
 from fuzz import damage, seeds
 from PIL import Image, UnidentifiedImageError
 
+import pillow_lic
 from pillow_lic import container, symbols
 from pillow_lic.container import Frame
 
@@ -144,3 +148,24 @@ def test_forty_bytes_cannot_claim_a_gigapixel() -> None:
         Image.open(BytesIO(data))
     with pytest.raises(Image.DecompressionBombError):
         iio.imread(data, extension=".lic")
+
+
+def test_every_way_in_refuses_bombs_and_lets_go_of_the_file(
+    small: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.lic"
+    small.save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    ways: tuple[Callable[[Path], object], ...] = (
+        Image.open,
+        pillow_lic.open,
+        iio.imread,
+        iio.improps,
+        pillow_lic.decode_tensor,
+        lambda source: pillow_lic.decode_batch([source]),
+        lambda source: pillow_lic.transcode(source.read_bytes(), "none"),
+    )
+    for way in ways:
+        with pytest.raises(Image.DecompressionBombError):
+            way(path)
+    gc.collect()  # files left open would warn, and warnings are errors here

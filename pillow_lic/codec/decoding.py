@@ -80,10 +80,12 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     """Code a LIC file anew with another context model; pixels, latents and metadata stay the same.
 
     Raises ``OSError`` if the data are damaged or their model is not installed, ``SyntaxError`` if
-    they are no LIC file, ``ValueError`` if the model has no such context.
+    they are no LIC file, ``ValueError`` if the model has no such context, ``DecompressionBombError`` as
+    ``Image.open`` does.
     """
     reader = container.Reader(io.BytesIO(data))
     metadata, header = reader.metadata(), reader.header
+    Image._decompression_bomb_check((header.width, header.height))
     family = model_by_identity(header.model_id, header.model_name)
     model, _ = family.at_quality(header.quality_code)
     contexts = contexts_to_try(family, context)

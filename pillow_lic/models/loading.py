@@ -48,6 +48,9 @@ VOLUME_SUFFIX = ".volume"
 SEARCH_PATH_VARIABLE = "PILLOW_LIC_MODELS"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    # A child would wait for ever for a thread of its parent that was reading a model.
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _loaded: dict[bytes, AnyModel] = {}
 _identities: dict[tuple[Path, int, int], bytes] = {}
 

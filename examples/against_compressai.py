@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -32,21 +31,20 @@ from pillow_lic.models.compressai.importing import import_checkpoints
 from pillow_lic.models.compressai.networks import ARCHITECTURES
 from pillow_lic.models.loading import model_by_identity
 from pillow_lic.pixels import tiles_of
+from pillow_lic.symbols import CodedTile
 
 pillow_lic.register_lic_opener()
 
 
-def seconds(work: Callable[[], object], rounds: int) -> float:
-    """The median of some runs, in processor time: whatever else runs beside them counts little."""
-    times = []
-    for _ in range(rounds):
-        started = time.process_time()
-        work()
-        times.append(time.process_time() - started)
-    return median(times)
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes; on one thread in processor time, of which what runs beside it takes little."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    started = clock()
+    work()
+    return clock() - started
 
 
-def ours(image: Image.Image, **options: Any) -> tuple[Callable[[], object], Callable[[], object], int]:
+def ours(image: Image.Image, **options: Any) -> tuple[Callable[[], object], Callable[[], CodedTile], int]:
     """Decoding the picture as .lic, decoding its symbols alone, and its size in bytes."""
     out = BytesIO()
     image.save(out, "LIC", **options)
@@ -56,7 +54,7 @@ def ours(image: Image.Image, **options: Any) -> tuple[Callable[[], object], Call
     model, _ = model_by_identity(reader.header.model_id).at_quality(reader.header.quality_code)
     (place,) = tiles_of(image.width, image.height, 0)
 
-    def symbols() -> object:
+    def symbols() -> CodedTile:
         with torch.inference_mode():
             return from_bytes(model, reader.header, place, frame.tiles[0], torch.device("cpu"))
 
@@ -102,6 +100,29 @@ def theirs(network: Any, image: Image.Image) -> tuple[Callable[[], object], Call
     return decode, synthesis, sum(len(s) for strings in coded["strings"] for s in strings)
 
 
+def compare(
+    reference: tuple[Callable[[], object], Callable[[], object], int],
+    variants: dict[str, tuple[Callable[[], object], Callable[[], CodedTile], int]],
+    rounds: int,
+) -> None:
+    """Print the medians of some rounds in which all take turns, and those of the ratios."""
+    decode, synthesis, size = reference
+    theirs, found = [], {name: [] for name in variants}
+    for _ in range(rounds):
+        whole = seconds(decode)
+        theirs.append(np.array([whole, whole - seconds(synthesis)]))
+        for name, (work, symbols, _) in variants.items():
+            found[name].append(np.array([seconds(work), seconds(symbols)]))
+    milliseconds = 1000 * np.median(theirs, axis=0)
+    print(f"{torch.get_num_threads()} threads{'':<19}{'decoding':>12}{'without synthesis':>20}")
+    print(f"{'CompressAI':<28}{milliseconds[0]:>9.0f} ms{milliseconds[1]:>17.0f} ms, {size} bytes")
+    for name, times in found.items():
+        milliseconds = 1000 * np.median(times, axis=0)
+        ratios = np.median(np.array(theirs) / times, axis=0)
+        print(f"{name:<28}{milliseconds[0]:>9.0f} ms{milliseconds[1]:>17.0f} ms, {variants[name][2]} bytes, "
+              f"{ratios[0]:.1f} and {ratios[1]:.1f} times faster")  # fmt: skip
+
+
 def main() -> None:
     """Print the times and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -109,11 +130,10 @@ def main() -> None:
     parser.add_argument("--architecture", choices=tuple(ARCHITECTURES), default="mbt2018")
     parser.add_argument("--quality", type=int, default=4, help="which of the published sizes")
     parser.add_argument("--checkpoint", help="weights, instead of random ones")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="of ours; theirs has one")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.set_num_threads(args.threads)
     with Image.open(args.image) as opened:
         image = opened.convert("RGB")
         image = image.crop((0, 0, image.width // 64 * 64, image.height // 64 * 64))  # CompressAI pads nothing
@@ -121,24 +141,25 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / f"{args.architecture}.safetensors"
         torch.save(network.state_dict(), model.with_suffix(".pth"))
-        (made,) = import_checkpoints([model.with_suffix(".pth")], args.architecture, model)
+        (made,) = import_checkpoints([f"{args.quality}={model.with_suffix('.pth')}"], args.architecture, model)
         print(f"{args.architecture}, {made.channels} channels, {made.latents} latents, {image.width}x{image.height}")
-        decode, synthesis, size = theirs(network, image)
-        reference = seconds(decode, 1)
-        without = reference - seconds(synthesis, 3)
-        print(f"{'':<28}{'decoding':>12}{'without synthesis':>20}")
-        print(f"{'CompressAI':<28}{1000 * reference:>9.0f} ms{1000 * without:>17.0f} ms, {size} bytes")
-        variants: dict[str, dict[str, Any]] = {
-            f"LIC, {args.architecture}": {"model": model},
-            "LIC, mse, autoregressive": {"context": "autoregressive"},
-            "LIC, mse, staircase": {"context": "staircase"},
+        reference = theirs(network, image)
+        variants = {
+            f"LIC, {args.architecture}": ours(image, model=model),
+            "LIC, mse, autoregressive": ours(image, context="autoregressive"),
+            "LIC, mse, staircase": ours(image, context="staircase"),
         }
-        for name, options in variants.items():
-            work, symbols, size = ours(image, **options)
-            work()  # weights are loaded, once
-            found, entropy = seconds(work, args.rounds), seconds(symbols, args.rounds)
-            print(f"{name:<28}{1000 * found:>9.0f} ms{1000 * entropy:>17.0f} ms, {size} bytes, "
-                  f"{reference / found:.0f} and {without / entropy:.0f} times faster")  # fmt: skip
+        seen: dict[str, CodedTile] = {}
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            for name, (work, symbols, _) in variants.items():
+                work()  # weights are loaded, once
+                tile = symbols()
+                first = seen.setdefault(name, tile)
+                if not (np.array_equal(tile.y, first.y) and np.array_equal(tile.z, first.z)):
+                    sys.exit(f"{name}: other symbols with {threads} threads")
+            compare(reference, variants, args.rounds)
+        print(f"The symbols are the same with {' and '.join(map(str, args.threads))} threads.")
 
 
 if __name__ == "__main__":

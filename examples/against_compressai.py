@@ -107,7 +107,8 @@ def compare(
 ) -> None:
     """Print the medians of some rounds in which all take turns, and those of the ratios."""
     decode, synthesis, size = reference
-    theirs, found = [], {name: [] for name in variants}
+    theirs: list[Any] = []
+    found: dict[str, list[Any]] = {name: [] for name in variants}
     for _ in range(rounds):
         whole = seconds(decode)
         theirs.append(np.array([whole, whole - seconds(synthesis)]))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pillow_lic.container import Header
+from pillow_lic.devices import block_dtype
 from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.context import ExactContext, Given
 from pillow_lic.entropy.exact import MEAN_BITS
@@ -73,7 +74,8 @@ def quantise(
     device = y.device
     exact = model.hyper_synthesis(device)
     z_gain, z_mean, z_index = exact.z_prior(quality_code)
-    z = model.hyper_analysis(device)(pad_to_multiple(y, HYPER_STRIDE), quality)[0].cpu().double().numpy()
+    analysis = model.hyper_analysis(device, block_dtype(device))
+    z = analysis(pad_to_multiple(y, HYPER_STRIDE), quality)[0].cpu().double().numpy()
     steps = z * (2.0**10 / z_gain)[:, None, None] - (z_mean / 2.0**6)[:, None, None]
     z_indices = _spread(z_index, z.shape)
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)

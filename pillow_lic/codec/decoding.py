@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,6 +24,9 @@ from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
 from pillow_lic.quantizers import scalar
+
+STRIP = 4096
+"""Latent positions of neighbouring tiles that are synthesised together."""
 
 
 def decode(
@@ -147,8 +148,8 @@ def _synthesise(view: _View, coded: Sequence[Coded | None], wanted: Mapping[int,
     """Decode the wanted tiles (by number, a rectangle of them) into an array that holds just them, at 1/scale;
     those that are None become grey.
 
-    Each tile's pixels are made once the latents around it are decoded too; latents are kept for three
-    rows of tiles at a time.
+    A tile's pixels are made once the latents around it are decoded too, together with its neighbours' to the right;
+    latents are kept for three rows of tiles at a time.
     """
     header = view.header
     h, w = latent_size(header.height), latent_size(header.width)
@@ -162,43 +163,35 @@ def _synthesise(view: _View, coded: Sequence[Coded | None], wanted: Mapping[int,
         if tile.meets(*box)
     ]
     latents: dict[int, Tensor] = {}
-    for (tile, _), found in zip(needed, _in_turn(view, needed), strict=True):
+    for tile, data in needed:
         if tile.row not in latents:
             rows = (view.channels, tile.bottom - tile.top, w)
             latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=view.device)
             latents.pop(tile.row - 3, None)
-        latents[tile.row][:, :, tile.left : tile.right] = found
+        latents[tile.row][:, :, tile.left : tile.right] = _latents(view, tile, data)
         if tile.right >= near.right:
             while waiting and (tile.bottom >= near.bottom or waiting[0][1].row < tile.row):
-                index, done = waiting.pop(0)
+                whole, done = _strip(waiting, coded)
                 place = Tile(done.row, done.top - first.top, done.bottom - first.top,
                              done.left - first.left, done.right - first.left)  # fmt: skip
-                values = _pixels(view, done, latents) if coded[index] is not None else grey(done, view.scale)
-                put_pixels(array, place, values, view.scale)
+                put_pixels(array, place, _pixels(view, done, latents) if whole else grey(done, view.scale), view.scale)
                 report(len(wanted) - len(waiting), len(wanted))
 
 
-def _in_turn(view: _View, tiles: Sequence[tuple[Tile, Coded | None]]) -> Iterator[Tensor]:
-    """Latents of tiles one after another; of drafts, which are nothing but entropy decoding, several at a time."""
-    workers = min(torch.get_num_threads(), len(tiles))
-    if view.draft is None or view.device.type != "cpu" or workers == 1:
-        yield from (_latents(view, tile, data) for tile, data in tiles)
-        return
+def _strip(waiting: list[tuple[int, Tile]], coded: Sequence[Coded | None]) -> tuple[bool, Tile]:
+    """Take the next tiles of a row from those waiting, as one: whether there are data, and its place.
 
-    def work(tile: Tile, data: Coded | None) -> Tensor:
-        with quiet(view.device, 1):
-            return _latents(view, tile, data)
-
-    ahead: deque[Future[Tensor]] = deque()
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            for tile, data in tiles:
-                ahead.append(pool.submit(work, tile, data))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            yield from (future.result() for future in ahead)
-    finally:
-        torch.set_num_threads(torch.get_num_threads())  # what threads to come begin with
+    Together they need a margin at the outer sides only.
+    """
+    index, tile = waiting.pop(0)
+    whole = coded[index] is not None
+    while whole and waiting and coded[waiting[0][0]] is not None:
+        after = waiting[0][1]
+        if after.row != tile.row or (after.right - tile.left) * (tile.bottom - tile.top) > STRIP:
+            break
+        tile = replace(tile, right=after.right)
+        waiting.pop(0)
+    return whole, tile
 
 
 def _latents(view: _View, tile: Tile, data: Coded | None) -> Tensor:

@@ -99,9 +99,9 @@ class Model:
         make = torch.inference_mode(False)(lambda: load_draft(self.path, self.identity, self.arch.latents, device))
         return self._cached(("draft", device), make)  # type: ignore[no-any-return]
 
-    def hyper_analysis(self, device: torch.device) -> HyperAnalysis:
-        """h_a in float32: what it finds is written to the file, so it need not be exact."""
-        return self._network(HyperAnalysis, "hyper_analysis", device, torch.float32)  # type: ignore[no-any-return]
+    def hyper_analysis(self, device: torch.device, dtype: torch.dtype) -> HyperAnalysis:
+        """h_a, all but its last layer in ``dtype``: what it finds is written to the file, so it need not be exact."""
+        return self._network(HyperAnalysis, "hyper_analysis", device, dtype)  # type: ignore[no-any-return]
 
     def hyper_synthesis(self, device: torch.device) -> ExactHyperSynthesis:
         """h_s in integers."""
@@ -166,9 +166,8 @@ class Model:
             state = {k.removeprefix(name + "."): v.float() for k, v in self.tensors.items() if k.startswith(name + ".")}
             network.load_state_dict(state, assign=True)
             network.to(device=device, memory_format=torch.channels_last)
-            for blocks in (getattr(network, part, ()) for part in ("fine", "coarse")):
-                if isinstance(blocks, torch.nn.ModuleList):
-                    blocks.to(dtype)
+            for part in kind.REDUCED:
+                getattr(network, part).to(dtype)
             return network.eval().requires_grad_(False)
 
         return self._cached((name, device, dtype), make)
@@ -252,7 +251,8 @@ def verify(model: AnyModel) -> None:
         for stop in model.stops:
             model.at_quality(stop.code)[0].verify()
         return
-    model.analysis(device, torch.float32), model.synthesis(device, torch.float32), model.hyper_analysis(device)
+    model.analysis(device, torch.float32), model.synthesis(device, torch.float32)
+    model.hyper_analysis(device, torch.float32)
     for name in model.contexts:
         model.context(name, device)
 

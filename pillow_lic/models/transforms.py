@@ -111,6 +111,9 @@ class ResidualBlock(nn.Module):
 class Analysis(nn.Module):
     """Pixels (B, 3, H, W) in -127.5...127.5, H and W multiples of 16 -> y (B, M, H/16, W/16)."""
 
+    REDUCED = ("fine", "coarse")
+    """What may compute in bfloat16."""
+
     def __init__(self, arch: Architecture) -> None:
         super().__init__()
         c, (eighth, sixteenth) = arch.channels, arch.analysis
@@ -120,7 +123,7 @@ class Analysis(nn.Module):
         self.coarse = nn.ModuleList(ResidualBlock(arch.latents) for _ in range(sixteenth))
 
     def forward(self, pixels: Tensor, quality: Tensor) -> Tensor:
-        x = self.stem(F.pixel_unshuffle(pixels, 8))
+        x = self.stem(_blocks(pixels, 8))
         for block in self.fine:
             x = block(x, quality)
         x = self.down(F.pixel_unshuffle(x, 2))
@@ -129,11 +132,20 @@ class Analysis(nn.Module):
         return x  # type: ignore[no-any-return]
 
 
+def _blocks(pixels: Tensor, n: int) -> Tensor:
+    """Pixel unshuffle whose result lies in memory position by position, as the convolution behind it wants it."""
+    b, c, h, w = pixels.shape
+    x = pixels.permute(0, 2, 3, 1).reshape(b, h // n, n, w // n, n, c)
+    return x.permute(0, 1, 3, 5, 2, 4).reshape(b, h // n, w // n, c * n * n).permute(0, 3, 1, 2)
+
+
 class Synthesis(nn.Module):
     """y (B, M, h, w) in the analysis transform's units -> pixels (B, 3, 16 h, 16 w), unclamped.
 
     At ``scale`` 2, 4 or 8: means of so many pixels in both directions, (B, 3, 16 h / scale, 16 w / scale).
     """
+
+    REDUCED = ("fine", "coarse")
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__()

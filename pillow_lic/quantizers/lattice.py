@@ -101,11 +101,10 @@ def members_of(index: NDArray[np.uint8], first: int, side: int) -> NDArray[np.in
     """
     channels, positions = index.shape[0], index.shape[1] * index.shape[2]
     wide = np.ascontiguousarray(first <= index.reshape(channels, positions).T)
-    rank = wide.cumsum(axis=1, dtype=np.int16)
-    kept = rank[:, -1:] // side * side
-    wide &= rank <= kept
-    place = np.arange(positions).repeat(kept[:, 0])
-    channel = wide.ravel().nonzero()[0] - place * channels
+    found, count = np.flatnonzero(wide), np.count_nonzero(wide, axis=1)
+    before = count.cumsum() - count
+    kept = np.arange(found.size) < (before + count // side * side).repeat(count)
+    place, channel = np.divmod(found[kept], channels)
     members: NDArray[np.int64] = (channel * positions + place).reshape(-1, side)
     return members
 

@@ -5,7 +5,7 @@ python -m pillow_lic.training.draft MODEL.safetensors IMAGES
 
 from __future__ import annotations
 
-import sys
+import argparse
 from io import BytesIO
 from pathlib import Path
 
@@ -70,4 +70,8 @@ def write_draft(path: Path, data: str | Path) -> None:
 
 
 if __name__ == "__main__":
-    write_draft(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("images")
+    args = parser.parse_args()
+    write_draft(args.model, args.images)

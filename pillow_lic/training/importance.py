@@ -7,6 +7,7 @@ WEIGHTS.pt are the averaged float weights that MODEL was exported from.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -115,6 +116,11 @@ def train_importance(model: Path, weights: Path, data: str | Path, minutes: floa
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    found = train_importance(path, Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]) if len(sys.argv) > 4 else 8)
-    found.save(path, load_model(str(path)).identity)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("images")
+    parser.add_argument("minutes", type=float, nargs="?", default=8.0)
+    args = parser.parse_args()
+    found = train_importance(args.model, args.weights, args.images, args.minutes)
+    found.save(args.model, load_model(str(args.model)).identity)

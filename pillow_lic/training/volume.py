@@ -6,7 +6,7 @@ python -m pillow_lic.training.volume MODEL.safetensors RUN/weights.pt IMAGES
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,4 +46,9 @@ def export_volume(model: Path, weights: Path, data: str | Path, images: int = IM
 
 
 if __name__ == "__main__":
-    export_volume(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("images")
+    args = parser.parse_args()
+    export_volume(args.model, args.weights, args.images)

@@ -133,3 +133,16 @@ def test_a_name_is_only_shown() -> None:
     assert reader.header.model_name.startswith("a?b?[2Jü")
     assert reader.header.model_name.isprintable()
     assert np.frombuffer(data, np.uint8).size < 330
+
+
+@pytest.mark.parametrize("manifest", [b"[" * 100_000, b"\xff", b"[]", b'{"identity": 1' + b"0" * 5000 + b"}", b""])
+def test_a_hostile_manifest_hides_no_model(
+    manifest: bytes, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mean.safetensors").write_bytes((folder / "mean.safetensors").read_bytes())
+    (tmp_path / "mean.json").write_bytes(manifest)
+    (tmp_path / "no-file.safetensors").mkdir()
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
+    monkeypatch.setattr(loading, "_loaded", {})
+    found = loading.load_model("mean")
+    assert loading.model_by_identity(found.identity) is found

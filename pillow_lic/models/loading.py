@@ -266,7 +266,7 @@ def _identity_or_none(path: Path) -> bytes | None:
 
 def manifest_of(path: Path) -> dict[str, Any]:
     """What the manifest beside a model file says; nothing if there is none that can be read."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     return {}
@@ -281,7 +281,8 @@ def _check_manifest(path: Path) -> None:
 
 def installed() -> list[Path]:
     """All model files in the search path, in its order."""
-    return [p for folder in search_path() if folder.is_dir() for p in sorted(folder.glob("*.safetensors"))]
+    found = (p for folder in search_path() if folder.is_dir() for p in sorted(folder.glob("*.safetensors")))
+    return [p for p in found if p.is_file()]
 
 
 def _identity(path: Path) -> bytes:

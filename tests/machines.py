@@ -107,6 +107,8 @@ def write(folder: Path, *, small: bool) -> None:
         picture.save(out, "LIC", **options)
         record[name] = save(folder, name, out.getvalue())
     for path in sorted((HERE / "golden").glob("*.lic")):
+        if small and path.stem.startswith("scans-"):  # kind-progressive stands for them
+            continue
         record[path.stem] = save(folder, path.stem, path.read_bytes())
     (folder / "record.json").write_text(json.dumps({"machine": machine(), "files": record}, indent=1))
 

@@ -30,6 +30,11 @@ class Tile:
     left: int
     right: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in latent positions."""
+        return self.bottom - self.top, self.right - self.left
+
     def meets(self, left: int, top: int, right: int, bottom: int) -> bool:
         """Whether any of its pixels lies in a box of pixels."""
         s = LATENT_STRIDE

@@ -105,11 +105,11 @@ def decode_scans(
     for stream, (low, high) in zip(streams, _bands(lows), strict=False):
         coder = SymbolDecoder(stream)
         if found is None:
-            found = decode_hyper(model, header, place, coder, device)
+            found = decode_hyper(model, header, place, [coder], device)
             index = found.priors.index.cpu().numpy()
             found = replace(found, lattice=_in_order_of_scans(found.lattice, index, lows))
         if found.lattice is not None:
-            known = decode_cosets(found.lattice, coder, _cosets_of(found.lattice, index, low, high))
+            known = decode_cosets(found.lattice, [coder], _cosets_of(found.lattice, index, low, high))
             found = replace(found, lattice=known)
         if header.context == "none" and found.lattice is None:
             here = (index >= low) & (index < high)
@@ -117,10 +117,10 @@ def decode_scans(
         else:
             network = context_to_decode(model, header.context, found.lattice, device)
             before = replace(given(model, found, header.quality_code), skip=low, limit=high, known=found.y)
-            found = replace(found, y=network.decode(coder, before))
+            found = replace(found, y=network.decode([coder], before))
     assert found is not None
     cut = lows[len(scans) - 1] if len(scans) < count else 0
-    return checked(replace(found, reached=cut), scans[-1])
+    return checked(replace(found, reached=cut), scans[-1:])
 
 
 def _lows(model: Model, tile: CodedTile, count: int) -> list[int]:

@@ -34,7 +34,7 @@ class CodedTile:
     """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read.
 
     Of a progressive file that is cut, symbols with an index below ``reached`` are missing, and 0.  ``unread``
-    are those that a draft leaves out.
+    are those that a draft leaves out.  Several ``tiles`` of one size may lie one below the other.
     """
 
     z: Symbols
@@ -45,6 +45,7 @@ class CodedTile:
     levels: Levels | None = None
     reached: int = 0
     unread: NDArray[np.bool_] | None = None
+    tiles: int = 1
 
     @property
     def steps(self) -> NDArray[np.float32]:
@@ -137,7 +138,7 @@ def encode_cosets(on: Cosets, coder: SymbolEncoder, wanted: NDArray[np.bool_] | 
 
 def seal(tile: CodedTile, coder: SymbolEncoder) -> bytes:
     """The checksum of a tile's symbols, and the stream that a coder has made."""
-    return struct.pack("<I", _checksum(tile)) + coder.finish()
+    return struct.pack("<I", *_checksums(tile)) + coder.finish()
 
 
 def decode_symbols(
@@ -147,32 +148,58 @@ def decode_symbols(
 
     With ``steps`` those of the first steps of the context model's schedule only, which no checksum proves.
     """
-    if len(data) < 4:
-        raise OSError("damaged LIC file: a tile is too short")
-    coder = SymbolDecoder(data[4:])
-    if isinstance(model, FamilyModel):
-        model.check(header.context, header.quantizer, header.adaptive)
-        return checked(_tile_of(model.read(coder, tile.bottom - tile.top, tile.right - tile.left, device)), data)
-    found = decode_hyper(model, header, tile, coder, device)
+    if not isinstance(model, FamilyModel):
+        return decode_stack(model, header, [tile], [data], device, steps)
+    model.check(header.context, header.quantizer, header.adaptive)
+    (coder,) = _streams([data])
+    return checked(_tile_of(model.read(coder, *tile.size, device)), [data])
+
+
+def decode_stack(
+    model: Model,
+    header: Header,
+    tiles: Sequence[Tile],
+    data: Sequence[bytes],
+    device: torch.device,
+    steps: int | None = None,
+) -> CodedTile:
+    """The symbols of tiles of one size, which go through the networks together; otherwise the same.
+
+    Several must have no levels, and a context whose passes know of tiles: any but volume.
+    """
+    coders = _streams(data)
+    found = decode_hyper(model, header, tiles[0], coders, device)
     if found.lattice is not None:
-        found = replace(found, lattice=decode_cosets(found.lattice, coder))
+        found = replace(found, lattice=decode_cosets(found.lattice, coders))
     if header.context == "none" and found.lattice is None:
-        y = coder.decode(flat(found.priors.index), model.tables).reshape(found.priors.index.shape)
-    else:
-        network = context_to_decode(model, header.context, found.lattice, device)
-        y = network.decode(coder, given(model, found, header.quality_code), steps)
-        if steps is not None and (unread := network.beyond(steps, *y.shape[1:])).any():
-            return replace(found, y=y, unread=unread)
+        parts = np.split(found.priors.index.cpu().numpy(), len(coders), axis=1)
+        read = [c.decode(part.ravel(), model.tables).reshape(part.shape) for c, part in zip(coders, parts, strict=True)]
+        return checked(replace(found, y=np.concatenate(read, axis=1)), data)
+    network = context_to_decode(model, header.context, found.lattice, device)
+    y = network.decode(coders, given(model, found, header.quality_code), steps)
+    height = y.shape[1] // len(tiles)
+    if steps is not None and (unread := network.beyond(steps, len(tiles), height, y.shape[2])).any():
+        return replace(found, y=y, unread=unread)
     return checked(replace(found, y=y), data)
 
 
-def decode_hyper(model: Model, header: Header, tile: Tile, coder: SymbolDecoder, device: torch.device) -> CodedTile:
-    """Levels and z of a tile and what they say of y; no cosets and no symbols of y yet."""
-    size = (tile.bottom - tile.top, tile.right - tile.left)
+def _streams(data: Sequence[bytes]) -> list[SymbolDecoder]:
+    if min(map(len, data)) < 4:
+        raise OSError("damaged LIC file: a tile is too short")
+    return [SymbolDecoder(d[4:]) for d in data]
+
+
+def decode_hyper(
+    model: Model, header: Header, tile: Tile, coders: Sequence[SymbolDecoder], device: torch.device
+) -> CodedTile:
+    """Levels and z of tiles like this one and what they say of y; no cosets and no symbols of y yet."""
+    size = tile.size
     z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
-    levels = adaptive.decode(coder, *z_shape[1:]) if header.adaptive else None
-    z_index = _spread(model.hyper_synthesis(device).z_prior(header.quality_code)[2], z_shape)
-    z = coder.decode(z_index.ravel(), model.tables).reshape(z_shape)
+    levels = adaptive.decode(coders[0], *z_shape[1:]) if header.adaptive else None
+    by_channel = model.hyper_synthesis(device).z_prior(header.quality_code)[2]
+    indices = _spread(by_channel, z_shape).ravel()
+    z = np.concatenate([coder.decode(indices, model.tables).reshape(z_shape) for coder in coders], axis=1)
+    z_index = _spread(by_channel, z.shape)
     priors = priors_of(model, z, header.quality_code, size, device).adapted(levels, len(model.tables))
     on: Cosets | None = None
     if header.quantizer != "scalar":
@@ -180,25 +207,39 @@ def decode_hyper(model: Model, header: Header, tile: Tile, coder: SymbolDecoder,
             on, priors = _on_lattice(model, header.quantizer, priors)
         except ValueError as error:
             raise OSError(f"this LIC file cannot be decoded: {error}") from error
-    return CodedTile(z, z_index, np.zeros(priors.index.shape, np.int16), priors, on, levels)
+    y = np.zeros(priors.index.shape, np.int16)
+    return CodedTile(z, z_index, y, priors, on, levels, tiles=len(coders))
 
 
-def decode_cosets(on: Cosets, coder: SymbolDecoder, wanted: NDArray[np.bool_] | None = None) -> Cosets:
-    """The same with all cosets read, or with the wanted ones of them."""
+def decode_cosets(on: Cosets, coders: Sequence[SymbolDecoder], wanted: NDArray[np.bool_] | None = None) -> Cosets:
+    """The same with all cosets read, those of a tile from each coder, or with the wanted ones of a single tile."""
     assert isinstance(on, (Lattice, Diamond))
     coset = on.coset.copy()
     place = slice(None) if wanted is None else wanted
-    count = coset[place].size
-    if isinstance(on, Diamond):
-        coset[place] = diamond.decode(coder, count)
-    else:
-        coset[place] = coder.decode_below(count, len(on.kind.words))
+    counts = _cosets_by_tile(on, len(coders)) if wanted is None else [coset[place].size]
+    read = [
+        diamond.decode(coder, count) if isinstance(on, Diamond) else coder.decode_below(count, len(on.kind.words))
+        for coder, count in zip(coders, counts, strict=True)
+    ]
+    coset[place] = np.concatenate(read)
     return replace(on, coset=coset)
 
 
-def checked(tile: CodedTile, data: bytes) -> CodedTile:
-    """The tile, if its symbols are those that its bytes' checksum is of; otherwise ``OSError``."""
-    if struct.unpack_from("<I", data)[0] != _checksum(tile):
+def _cosets_by_tile(on: Lattice | Diamond, tiles: int) -> list[int]:
+    """How many cosets each of the tiles that lie one below the other has; they are in order of position."""
+    if tiles == 1:
+        return [on.coset.size]
+    if isinstance(on, Diamond):
+        counts = np.count_nonzero(diamond.positions(on.wide).reshape(tiles, -1), axis=1)
+    else:
+        area = on.shape[1] * on.shape[2]
+        counts = np.bincount(on.members[:, 0] % area // (area // tiles), minlength=tiles)
+    return [int(count) for count in counts]
+
+
+def checked(tile: CodedTile, data: Sequence[bytes]) -> CodedTile:
+    """The tile or tiles, if their symbols are those that their bytes' checksums are of; otherwise ``OSError``."""
+    if [struct.unpack_from("<I", d)[0] for d in data] != _checksums(tile):
         raise OSError("damaged LIC file: the decoded symbols fail their checksum")
     return tile
 
@@ -226,7 +267,8 @@ def _on_lattice(model: Model, quantizer: str, priors: Priors) -> tuple[Lattice |
 
 def given(model: Model, tile: CodedTile, quality_code: int) -> Given:
     """What context models may know of a tile's y."""
-    return Given(tile.priors.index, tile.priors.hidden, quality_code, model.tables.skip, tile.lattice)
+    index, hidden = tile.priors.index, tile.priors.hidden
+    return Given(index, hidden, quality_code, model.tables.skip, tile.lattice, tiles=tile.tiles)
 
 
 def context_to_decode(model: Model, name: str, lattice: Cosets | None, device: torch.device) -> ExactContext:
@@ -240,9 +282,12 @@ def context_to_decode(model: Model, name: str, lattice: Cosets | None, device: t
 
 
 def priors_of(model: Model, z: Symbols, quality_code: int, size: Sequence[int], device: torch.device) -> Priors:
-    """The same in the encoder and every decoder."""
-    found = model.hyper_synthesis(device)(z, quality_code)
-    return Priors(*(x[:, : size[0], : size[1]] for x in found))
+    """The same in the encoder and every decoder; ``size`` is that of a tile's latents, of which z (N, h, w) may hold
+    several, one below the other.
+    """
+    grids = z.reshape(z.shape[0], -1, -(-size[0] // HYPER_STRIDE), z.shape[2])
+    found = model.hyper_synthesis(device)(grids, quality_code)
+    return Priors(*(x[..., : size[0], : size[1]].flatten(1, 2) for x in found))
 
 
 def _spread(by_channel: NDArray[np.uint8], shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -254,12 +299,17 @@ def flat(values: Tensor) -> NDArray[Any]:
     return values.cpu().numpy().ravel()
 
 
-def _checksum(tile: CodedTile) -> int:
-    """CRC-32 of all that the latents are made of; the tables' indices need none, as symbols tell."""
-    checksum = zlib.crc32(tile.z.astype("<i2").tobytes())
-    checksum = zlib.crc32(tile.y.astype("<i2").tobytes(), checksum)
+def _checksums(tile: CodedTile) -> list[int]:
+    """CRC-32 of all that the latents of each tile are made of; the tables' indices need none, as symbols tell."""
+    whole = (tile.z, tile.y, tile.priors.mean.cpu().numpy())
+    z, y, mean = (np.split(x, tile.tiles, axis=1) for x in whole)
+    found = [zlib.crc32(part.astype("<i2").tobytes()) for part in z]
+    found = [zlib.crc32(part.astype("<i2").tobytes(), crc) for crc, part in zip(found, y, strict=True)]
     if tile.lattice is not None:
-        checksum = zlib.crc32(tile.lattice.coset.tobytes(), checksum)
+        assert isinstance(tile.lattice, (Lattice, Diamond))
+        ends = np.cumsum(_cosets_by_tile(tile.lattice, tile.tiles))[:-1]
+        coset = np.split(tile.lattice.coset, ends)
+        found = [zlib.crc32(part.tobytes(), crc) for crc, part in zip(found, coset, strict=True)]
     if tile.levels is not None:
-        checksum = zlib.crc32(tile.levels.tobytes(), checksum)
-    return zlib.crc32(flat(tile.priors.mean).astype("<i4").tobytes(), checksum)
+        found = [zlib.crc32(tile.levels.tobytes(), found[0])]
+    return [zlib.crc32(part.astype("<i4").tobytes(), crc) for crc, part in zip(found, mean, strict=True)]

@@ -222,9 +222,9 @@ def test_windows_are_summed_alike_by_convolution_and_by_gathering(context: str, 
         ratio = torch.randint(-128, 129, (24, 9, 11), generator=torch.Generator().manual_seed(2)).float()
         (at,) = (found for step in exact._steps(5, 7) for u, found in step if u is unit)
         place = at + 2 * 11 + 2 + at // 7 * 4
-        assert torch.equal(place, padded(at, 7))
+        assert torch.equal(place, padded(at, 5, 7))
         seen = ratio[: network.view.spatial]
-        assert torch.equal(network._convolved(seen, at), network._gathered(seen, place))
+        assert torch.equal(network._convolved(seen, place), network._gathered(seen, place))
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

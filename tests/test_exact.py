@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def symbols_for(network: ExactHyperSynthesis, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    shape = (network.z_mean.shape[1], 6, 9)
+    shape = (network.z_mean.shape[1], 1, 6, 9)
     return np.rint(rng.normal(size=shape) * 3).astype(np.int16)
 
 
@@ -107,9 +107,10 @@ def test_a_layer_equals_python_integers(size: int) -> None:
         np.array([0, 1, 9, 20]),
         size,
     )
-    x = rng.integers(-32767, 32768, (5, 4, 3))
+    x = rng.integers(-32767, 32768, (5, 2, 4, 3))  # two grids, which see nothing of each other
     found = layer(torch.from_numpy(x).double(), 1234).numpy()
-    assert np.array_equal(found.astype(int), python_layer(layer, x, 1234).astype(int))
+    for n in range(2):
+        assert np.array_equal(found[:, n].astype(int), python_layer(layer, x[:, n], 1234).astype(int))
 
 
 def test_interpolation_is_exact_at_the_stops_and_between() -> None:
@@ -138,7 +139,7 @@ def test_a_planted_inexactness_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(layers, "bytes_work", lambda: False)
     network = load_model("mse").exact
     layer = network.layers["fine_1.mix"]
-    x = torch.randint(-32767, 32767, (layer.weight.shape[1] // 9, 5, 5), dtype=torch.float64)
+    x = torch.randint(-32767, 32767, (layer.weight.shape[1] // 9, 1, 5, 5), dtype=torch.float64)
     careless = ExactLayer(layer.weight.float(), layer.bias, layer.shift, layer.size)
     assert not torch.equal(careless(x.float(), 0).double(), layer(x, 0).double())
 
@@ -155,7 +156,7 @@ def test_integers_follow_the_float_network() -> None:
     quality, code = torch.tensor([3.25]), 576
     inverse, z_mean, _ = model.z_prior(quality)
     with torch.no_grad():
-        mean, index, _ = model.hyper_synthesis((torch.from_numpy(z)[None] + z_mean) * inverse, quality)
+        mean, index, _ = model.hyper_synthesis((torch.from_numpy(z[:, 0])[None] + z_mean) * inverse, quality)
     found_mean, found_index, _ = network(z, code)
-    assert (found_mean / 64 - mean[0]).abs().max() < 0.03
-    assert (found_index - index[0].clamp(0, SCALES - 1)).abs().max() < 0.6
+    assert (found_mean[:, 0] / 64 - mean[0]).abs().max() < 0.03
+    assert (found_index[:, 0] - index[0].clamp(0, SCALES - 1)).abs().max() < 0.6

@@ -38,7 +38,7 @@ def test_only_the_tiles_in_and_around_it_are_decoded(photo: Image.Image, monkeyp
     data = coded(photo, tile=64)
     latents, pixels = [], []
     decode, synthesise = decoding._latents, decoding._pixels
-    monkeypatch.setattr(decoding, "_latents", lambda *a: latents.append(a[1]) or decode(*a))
+    monkeypatch.setattr(decoding, "_latents", lambda *a: latents.extend(a[1]) or decode(*a))
     monkeypatch.setattr(decoding, "_pixels", lambda *a: pixels.append(a[1]) or synthesise(*a))
     opened(data).read_region((70, 70, 80, 80))
     assert (len(latents), len(pixels)) == (9, 1)
@@ -67,3 +67,18 @@ def test_regions_of_frames(photo: Image.Image) -> None:
 def test_impossible_regions(photo: Image.Image, box: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="does not lie inside the image of 256x192"):
         opened(coded(photo)).read_region(box)
+
+
+@pytest.mark.parametrize("quantizer", ["scalar", "bw16", "diamond"])
+@pytest.mark.parametrize("context", ["none", "channel", "staircase", "autoregressive"])
+def test_tiles_are_read_together_as_alone(
+    context: str, quantizer: str, tiny: str, small: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pillow_lic.codec import tiles
+
+    coded = BytesIO()
+    # Rows of three tiles, the last narrower, of a height that is no multiple of a hyperlatent.
+    small.resize((180, 250)).save(coded, "LIC", model=tiny, tile=64, context=context, quantizer=quantizer)
+    together = np.asarray(Image.open(coded))
+    monkeypatch.setattr(tiles, "STACK", 0)
+    assert np.array_equal(together, np.asarray(Image.open(coded)))

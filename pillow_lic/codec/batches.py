@@ -160,7 +160,7 @@ class _Decoding:
     header: Header
     model: OneQuality
     device: torch.device
-    latents: list[Future[Tensor]]
+    latents: list[Future[Sequence[Tensor]]]
     transparency: Future[Pixels] | None
     pixels: Tensor
     open: int = 0
@@ -175,7 +175,7 @@ class _Decoding:
         _prepare(model, header, device)
         tiles = tiles_of(header.width, header.height, header.tile)
         latents = [
-            pool.submit(_aside, device, tile_latents, model, header, tile, data, device)
+            pool.submit(_aside, device, tile_latents, model, header, [(tile, data)], device)
             for tile, data in zip(tiles, frame.tiles, strict=True)
         ]
         transparency = None
@@ -194,7 +194,7 @@ class _Decoding:
         tiles = list(tiles_of(header.width, header.height, header.tile))
         y = torch.empty((1, self.model.arch.latents, h, w), dtype=torch.float32, device=self.device)
         for tile, future in zip(tiles, self.latents, strict=True):
-            part = future.result()
+            (part,) = future.result()
             y[0, :, tile.top : tile.bottom, tile.left : tile.right] = part
             if part.is_cuda:
                 part.record_stream(torch.cuda.current_stream(self.device))

@@ -16,7 +16,7 @@ from torch import Tensor
 from pillow_lic import alpha, container, options
 from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
 from pillow_lic.codec.salvage import grey, intact_scans, salvaged
-from pillow_lic.codec.tiles import from_bytes, to_bytes
+from pillow_lic.codec.tiles import from_bytes, stack_from_bytes, stacks, to_bytes
 from pillow_lic.container import Coded, Frame, Header, Scans
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
 from pillow_lic.models.draft import FITTED_SCALE, STEPS, Draft
@@ -163,19 +163,23 @@ def _synthesise(view: _View, coded: Sequence[Coded | None], wanted: Mapping[int,
         if tile.meets(*box)
     ]
     latents: dict[int, Tensor] = {}
-    for tile, data in needed:
+    in_turn = ((tile, y) for stack in stacks(view.model, header, needed)
+               for (tile, _), y in zip(stack, _latents(view, stack), strict=True))  # fmt: skip
+    for tile, found in in_turn:
         if tile.row not in latents:
             rows = (view.channels, tile.bottom - tile.top, w)
             latents[tile.row] = torch.empty(rows, dtype=torch.float32, device=view.device)
             latents.pop(tile.row - 3, None)
-        latents[tile.row][:, :, tile.left : tile.right] = _latents(view, tile, data)
+        latents[tile.row][:, :, tile.left : tile.right] = found
         if tile.right >= near.right:
             while waiting and (tile.bottom >= near.bottom or waiting[0][1].row < tile.row):
+                before = len(wanted) - len(waiting)
                 whole, done = _strip(waiting, coded)
                 place = Tile(done.row, done.top - first.top, done.bottom - first.top,
                              done.left - first.left, done.right - first.left)  # fmt: skip
                 put_pixels(array, place, _pixels(view, done, latents) if whole else grey(done, view.scale), view.scale)
-                report(len(wanted) - len(waiting), len(wanted))
+                for number in range(before, len(wanted) - len(waiting)):
+                    report(number + 1, len(wanted))
 
 
 def _strip(waiting: list[tuple[int, Tile]], coded: Sequence[Coded | None]) -> tuple[bool, Tile]:
@@ -194,32 +198,33 @@ def _strip(waiting: list[tuple[int, Tile]], coded: Sequence[Coded | None]) -> tu
     return whole, tile
 
 
-def _latents(view: _View, tile: Tile, data: Coded | None) -> Tensor:
-    """What is looked at of y of a tile, (channels, h, w)."""
+def _latents(view: _View, stack: Sequence[tuple[Tile, Coded | None]]) -> Sequence[Tensor]:
+    """What is looked at of y of some tiles, (channels, h, w) each."""
     steps = None if view.draft is None else STEPS
-    return tile_latents(view.model, view.header, tile, data, view.device, steps)[: view.channels]
+    found = tile_latents(view.model, view.header, stack, view.device, steps)
+    return [y[: view.channels] for y in found]
 
 
 def tile_latents(
     model: OneQuality,
     header: Header,
-    tile: Tile,
-    data: Coded | None,
+    stack: Sequence[tuple[Tile, Coded | None]],
     device: torch.device,
     first_steps: int | None = None,
-) -> Tensor:
-    """y of a tile in the synthesis transform's units, (M, h, w) float32; zeros if there are no data.
+) -> Sequence[Tensor]:
+    """y of tiles that are read together, in the synthesis transform's units, (M, h, w) float32 each; zeros if there
+    are no data.
 
     What is not coded in the context model's first steps, if only these are asked for, lies at its mean.
     """
-    if data is None:
-        shape = (model.arch.latents, tile.bottom - tile.top, tile.right - tile.left)
-        return torch.zeros(shape, dtype=torch.float32, device=device)
-    found = from_bytes(model, header, tile, data, device, first_steps)
+    coded = [(tile, data) for tile, data in stack if data is not None]
+    if not coded:
+        return [torch.zeros((model.arch.latents, *tile.size), dtype=torch.float32, device=device) for tile, _ in stack]
+    found = stack_from_bytes(model, header, coded, device, first_steps)
     steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
     y = scalar.dequantise(steps, found.priors.mean) * gain
-    return y if found.priors.factor is None else y / found.priors.factor
+    return (y if found.priors.factor is None else y / found.priors.factor).chunk(len(coded), dim=1)
 
 
 def _pixels(view: _View, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:

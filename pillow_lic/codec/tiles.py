@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 
 from pillow_lic.container import Coded, Header, Scans
 from pillow_lic.models.loading import Model, OneQuality
 from pillow_lic.pixels import Tile
 from pillow_lic.scans import decode_scans, pack_scans
-from pillow_lic.symbols import CodedTile, decode_symbols, pack
+from pillow_lic.symbols import CodedTile, decode_stack, decode_symbols, pack
+
+STACK = 4096
+"""Latent positions of tiles that are read together."""
+
+ALONE = ("volume",)
+"""Contexts whose waves run through one tile."""
 
 
 def to_bytes(model: OneQuality, tile: CodedTile, context: str, header: Header, scans: int) -> Coded:
@@ -30,3 +38,35 @@ def from_bytes(
     if not isinstance(model, Model):
         raise OSError("damaged LIC file: a published codec's file has no scans")
     return decode_scans(model, header, place, data.parts, data.count, device)
+
+
+def stacks(
+    model: OneQuality, header: Header, tiles: Sequence[tuple[Tile, Coded | None]]
+) -> Iterator[list[tuple[Tile, Coded | None]]]:
+    """Tiles in turn, those of one size that follow each other together if they can be read together.
+
+    Their networks then do the same work in fewer and larger pieces.
+    """
+    stack: list[tuple[Tile, Coded | None]] = []
+    can = isinstance(model, Model) and not header.adaptive and header.context not in ALONE
+    for tile, data in tiles:
+        if stack:
+            last, before = stack[-1]
+            alike = can and isinstance(data, bytes) and isinstance(before, bytes) and tile.size == last.size
+            if not alike or (len(stack) + 1) * tile.size[0] * tile.size[1] > STACK:
+                yield stack
+                stack = []
+        stack.append((tile, data))
+    if stack:
+        yield stack
+
+
+def stack_from_bytes(
+    model: OneQuality, header: Header, stack: Sequence[tuple[Tile, Coded]], device: torch.device, steps: int | None
+) -> CodedTile:
+    """The symbols of tiles that :func:`stacks` puts together."""
+    if len(stack) == 1:
+        return from_bytes(model, header, *stack[0], device, steps)
+    assert isinstance(model, Model)
+    places, data = zip(*stack, strict=True)
+    return decode_stack(model, header, places, data, device, steps)

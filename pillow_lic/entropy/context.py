@@ -132,19 +132,22 @@ class ExactContext:
                 part.symbols = block.numpy().ravel().take(part.coded).astype(np.int32)
             yield parts
 
-    def decode(self, coder: SymbolDecoder, given: Given, steps: int | None = None) -> Symbols:
-        """Read the symbols of y, (M, h, w); ``OSError`` if there is one that no encoder writes.
+    def decode(self, coders: Sequence[SymbolDecoder], given: Given, steps: int | None = None) -> Symbols:
+        """Read the symbols of y, (M, h, w), of tiles with a coder each; ``OSError`` if there is one that no encoder
+        writes.
 
         Of the schedule's steps only the first so many, if there are more; what is not read is 0.
         """
         tables, shape = self.tables_for(given.lattice), given.index.shape
+        read = _Streams(coders, shape[1] * shape[2])
         symbols = np.zeros(shape, np.int16) if given.known is None else given.known.copy()
         flat = symbols.reshape(-1)
         for parts in self._passes(given, steps):
+            target, table = (np.concatenate([getattr(p, n) for p in parts]) for n in ("target", "table"))
             if given.lattice is None:
-                decoded = coder.decode(np.concatenate([p.table for p in parts]), tables)
+                decoded = read(target, table, tables)
             else:
-                decoded = _decode_groups(coder, parts, given.lattice, tables, flat)
+                decoded = _decode_groups(read, parts, target, table, given.lattice, tables, flat)
             first = 0
             for part in parts:
                 part.unshift(decoded[first : first + part.coded.size])
@@ -152,10 +155,10 @@ class ExactContext:
                 flat.put(part.target, part.symbols)
         return symbols
 
-    def beyond(self, steps: int, height: int, width: int) -> NDArray[np.bool_]:
-        """Which latents (M, h, w) are not read in the first so many steps."""
-        parity = np.add.outer(np.arange(height), np.arange(width)) % 2
-        found = np.zeros((self.latents, height, width), np.bool_)
+    def beyond(self, steps: int, tiles: int, height: int, width: int) -> NDArray[np.bool_]:
+        """Which latents (M, n h, w) of n tiles are not read in the first so many steps."""
+        parity = np.add.outer(np.arange(tiles * height) % height, np.arange(width)) % 2
+        found = np.zeros((self.latents, *parity.shape), np.bool_)
         for unit in self.units:
             if unit.step >= steps:
                 found[unit.first : unit.last] |= True if unit.parity is None else parity == unit.parity
@@ -164,11 +167,12 @@ class ExactContext:
     def _passes(self, given: Given, steps: int | None = None) -> Iterator[list[Part]]:
         """The parts of each pass of the range coder in turn; whoever iterates fills in their symbols."""
         _, h, w = given.index.shape
-        margin = TAPS // 2
+        tile, margin = (h // given.tiles, w), TAPS // 2
         # Multiplying by whole powers of two and rounding down: exact in float64 and float32 alike.
         hidden = rounded(given.hidden.permute(1, 2, 0), 2.0 ** (FRACTION - ACTIVATION_BITS)).to(torch.float32)
         hidden = hidden.contiguous().permute(2, 0, 1)
-        grid = torch.zeros((h + 2 * margin, w + 2 * margin, self.latents), dtype=torch.float32, device=self.device)
+        rows = given.tiles * (tile[0] + 2 * margin)
+        grid = torch.zeros((rows, w + 2 * margin, self.latents), dtype=torch.float32, device=self.device)
         ratio = grid.permute(2, 0, 1)
         flat = given.index.flatten(1)
         half = None
@@ -179,7 +183,7 @@ class ExactContext:
             known = torch.from_numpy(given.known).to(self.device, torch.int32).flatten(1)
             before = None if half is None else half * (flat >= given.limit)
             ratio[:, margin:-margin, margin:-margin] = self._ratio(known, flat, before).reshape(-1, h, w)
-        for step in self._steps(h, w, steps):
+        for step in self._steps(h, w, steps, given.tiles):
             parts = []
             for unit, at in step:
                 own = flat[unit.first : unit.last]
@@ -193,14 +197,14 @@ class ExactContext:
                     part.half = half[unit.first : unit.last]
                     part.half = part.half if len(at) == h * w else part.half.index_select(1, at)
                 if unit in self.networks:
-                    self._refine(part, *self.networks[unit](ratio, hidden, at, w, given.quality_code))
+                    self._refine(part, *self.networks[unit](ratio, hidden, at, tile, given.quality_code))
                 else:
                     index = own.flatten().index_select(0, part.places).int()
                     self._choose(part, index, torch.zeros(index.shape, dtype=torch.float32, device=self.device))
                 parts.append(part)
             yield parts
             for part in parts if self.networks else ():
-                self._place(ratio, part, w, known)
+                self._place(ratio, part, tile, known)
 
     def _refine(self, part: Part, shift: Tensor, change: Tensor) -> None:
         """Tables and shifts of a unit's latents; all sums and products of integers below 2**24."""
@@ -220,13 +224,13 @@ class ExactContext:
         chosen = [x.to(torch.int16).cpu().numpy() for x in self.rows(refined, offset)]
         part.table, part.whole, part.mirrored = chosen[0].astype(np.uint16), chosen[1], chosen[2] < 0
 
-    def _place(self, ratio: Tensor, part: Part, width: int, known: Tensor | None) -> None:
+    def _place(self, ratio: Tensor, part: Part, tile: tuple[int, int], known: Tensor | None) -> None:
         """Make a part's symbols known to the next ones, in units of their scales."""
         q = part.block().to(self.device)
         if known is not None:
             q += known[part.unit.first : part.unit.last].index_select(1, part.at)
         r = self._ratio(q, part.index, part.half)
-        by_position(ratio)[:, part.unit.first : part.unit.last].index_copy_(0, padded(part.at, width), r.t())
+        by_position(ratio)[:, part.unit.first : part.unit.last].index_copy_(0, padded(part.at, *tile), r.t())
 
     def _ratio(self, q: Tensor, index: Tensor, half: Tensor | None) -> Tensor:
         """Symbols, int32, in units of their scales."""
@@ -239,9 +243,10 @@ class ExactContext:
         limited: Tensor = r.clamp_(-RATIO_LIMIT, RATIO_LIMIT).to(torch.float32)
         return limited
 
-    def _steps(self, h: int, w: int, steps: int | None = None) -> Iterator[list[tuple[Unit, Tensor]]]:
+    def _steps(self, h: int, w: int, steps: int | None = None, tiles: int = 1) -> Iterator[list[tuple[Unit, Tensor]]]:
         """Which units are coded together, and where: the one schedule of encoder and decoder."""
-        row, column = torch.arange(h, device=self.device)[:, None], torch.arange(w, device=self.device)
+        row = torch.arange(h, device=self.device)[:, None] % (h // tiles)
+        column = torch.arange(w, device=self.device)
         if self.units[0].causal:
             # Two rows up and two columns to the right are known before: waves of x + 3 y.
             wave = (column + 3 * row).flatten()
@@ -261,6 +266,7 @@ class Given:
     ``index`` (M, h, w) and ``hidden`` (hyper_channels, h, w) come from h_s; tables below ``skip`` code
     nothing; ``lattice`` tells which latents lie half a step above their symbols.  In a scan of a progressive
     file ``known`` (M, h, w) has the symbols of earlier scans, those with indices from ``limit`` on.
+    ``tiles`` of one size may be decoded at a time: they lie one below the other, and know nothing of each other.
     """
 
     index: Tensor
@@ -270,6 +276,7 @@ class Given:
     lattice: Cosets | None = None
     limit: int = 255
     known: Symbols | None = None
+    tiles: int = 1
 
     def codes(self, index: Tensor) -> Tensor:
         """Whether latents with these indices are coded."""
@@ -331,22 +338,44 @@ class Part:
         return torch.from_numpy(block)
 
 
+class _Streams:
+    """The coders of tiles that lie one below the other on so many positions."""
+
+    def __init__(self, coders: Sequence[SymbolDecoder], positions: int) -> None:
+        self.coders, self.positions = coders, positions
+
+    def __call__(self, target: NDArray[np.intp], table: NDArray[np.uint16], tables: Tables) -> Symbols:
+        """What is coded of latents (flat), each in the stream of its tile."""
+        if len(self.coders) == 1:
+            return self.coders[0].decode(table, tables)
+        owner = target % self.positions // (self.positions // len(self.coders))
+        values = np.empty(target.size, np.int16)
+        for number, coder in enumerate(self.coders):
+            own = (owner == number).nonzero()[0]
+            values[own] = coder.decode(table.take(own), tables)
+        return values
+
+
 def _decode_groups(
-    coder: SymbolDecoder, parts: Sequence[Part], lattice: Cosets, tables: Tables, known: Symbols
+    read: _Streams,
+    parts: Sequence[Part],
+    target: NDArray[np.intp],
+    table: NDArray[np.uint16],
+    lattice: Cosets,
+    tables: Tables,
+    known: Symbols,
 ) -> Symbols:
     """A pass's values; ``known`` (flat) are the symbols of earlier passes, and takes some of this one's."""
-    target, table, whole, mirrored = (
-        np.concatenate([getattr(p, n) for p in parts]) for n in ("target", "table", "whole", "mirrored")
-    )
+    whole, mirrored = (np.concatenate([getattr(p, n) for p in parts]) for n in ("whole", "mirrored"))
     groups = lattice.group_of_last.take(target)
     free, last = (groups < 0).nonzero()[0], (groups >= 0).nonzero()[0]
     both = tables.with_parities()
-    first = coder.decode(table.take(free), both)
+    first = read(target.take(free), table.take(free), both)
     known[target.take(free)] = np.where(mirrored.take(free), -first, first) + whole.take(free)
     odd = lattice.odd(known, groups.take(last)) ^ (whole.take(last) % 2 == 1)
     values = np.empty(target.size, np.int16)
     values[free] = first
-    values[last] = coder.decode(_of_parity(table.take(last), odd, len(tables)), both)
+    values[last] = read(target.take(last), _of_parity(table.take(last), odd, len(tables)), both)
     return values
 
 

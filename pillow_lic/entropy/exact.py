@@ -82,7 +82,7 @@ class ExactLayer:
         return ExactLayer(self.weight.to(device), self.bias, self.shift, self.size)
 
     def __call__(self, x: Tensor, quality_code: int) -> Tensor:
-        """(in, h, w) whole numbers of any type -> (out, h, w)."""
+        """(in, n, h, w) whole numbers of any type -> (out, n, h, w), n grids apart from each other."""
         return self._layer(self._columns(x), quality_code).reshape(-1, *x.shape[1:])
 
     def activated(self, x: Tensor, quality_code: int) -> Tensor:
@@ -95,12 +95,12 @@ class ExactLayer:
         return IntegerLayer(self.weight, self.bias + rounding, self.shift, ACTIVATION_LIMIT, self.weight.dtype)
 
     def _columns(self, x: Tensor) -> Tensor:
-        """im2col with zero padding: (c, h, w) -> (c * size * size, h * w); one copy, on all threads."""
+        """im2col with zero padding: (c, n, h, w) -> (c * size * size, n * h * w); one copy, on all threads."""
         x, margin = self._layer.taken(x), self.size // 2
         if not margin:
             return x.flatten(1)
-        windows = torch.nn.functional.pad(x, (margin,) * 4).unfold(1, self.size, 1).unfold(2, self.size, 1)
-        return windows.permute(0, 3, 4, 1, 2).reshape(x.shape[0] * self.size**2, -1)
+        windows = torch.nn.functional.pad(x, (margin,) * 4).unfold(2, self.size, 1).unfold(3, self.size, 1)
+        return windows.permute(0, 4, 5, 1, 2, 3).reshape(x.shape[0] * self.size**2, -1)
 
 
 class ExactHyperSynthesis:
@@ -131,9 +131,9 @@ class ExactHyperSynthesis:
         return gain, interpolate(self.z_mean, quality_code), index.astype(np.uint8)
 
     def __call__(self, symbols: NDArray[np.int16], quality_code: int) -> tuple[Tensor, Tensor, Tensor]:
-        """z symbols (N, h, w) -> (mean int32 in steps of 1/64, index uint8), (M, 4 h, 4 w) each.
+        """z symbols (N, n, h, w) of n tiles -> (mean int32 in steps of 1/64, index uint8), (M, n, 4 h, 4 w) each.
 
-        The third result is the last hidden layer, (hyper_channels, 4 h, 4 w) float32, for context models.
+        The third result is the last hidden layer, (hyper_channels, n, 4 h, 4 w) float32, for context models.
         Runs where the weights lie; inputs come from the host.
         """
         device = self.layers["enter"].weight.device
@@ -149,10 +149,10 @@ class ExactHyperSynthesis:
 
     def dequantise(self, symbols: NDArray[np.int16], quality_code: int) -> NDArray[np.int64]:
         """(symbol + mean) * inverse gain, as an activation: what h_s sees."""
-        gain, mean, _ = self.z_prior(quality_code)
-        steps = (symbols.astype(np.int64) << MEAN_BITS) + mean[:, None, None]
+        gain, mean = (x.reshape(-1, 1, 1, 1) for x in self.z_prior(quality_code)[:2])
+        steps = (symbols.astype(np.int64) << MEAN_BITS) + mean
         fraction = MEAN_BITS + GAIN_BITS - ACTIVATION_BITS
-        z = (steps * gain[:, None, None] + (1 << fraction >> 1)) >> fraction
+        z = (steps * gain + (1 << fraction >> 1)) >> fraction
         limit = ACTIVATION_LIMIT
         out: NDArray[np.int64] = np.clip(z, -limit, limit)
         return out
@@ -165,5 +165,5 @@ class ExactHyperSynthesis:
 
 
 def _shuffle(x: Tensor) -> Tensor:
-    """Pixel shuffle by 2: (4 c, h, w) -> (c, 2 h, 2 w)."""
-    return torch.nn.functional.pixel_shuffle(x[None], 2)[0]
+    """Pixel shuffle by 2: (4 c, n, h, w) -> (c, n, 2 h, 2 w)."""
+    return torch.nn.functional.pixel_shuffle(x.transpose(0, 1), 2).transpose(0, 1)

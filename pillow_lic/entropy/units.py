@@ -128,17 +128,17 @@ class ExactUnit:
         return weight.to(torch.float32) * mask
 
     def __call__(
-        self, ratio: Tensor, hidden: Tensor, at: Tensor, width: int, quality_code: int
+        self, ratio: Tensor, hidden: Tensor, at: Tensor, tile: tuple[int, int], quality_code: int
     ) -> tuple[Tensor, Tensor]:
-        """Shifts for (channels, P) latents at flat positions ``at`` of a grid ``width`` wide.
+        """Shifts for (channels, P) latents at flat positions ``at`` of tiles (height, width), one below the other.
 
-        ``ratio`` (M, h + 4, w + 4) holds what is decoded with two zeros around, ``hidden`` (H, h, w); both had
-        better lie in memory position by position, since positions are what is picked.
+        ``ratio`` (M, n (height + 4), width + 4) holds what is decoded with two zeros around each, ``hidden``
+        (H, n height, width); both had better lie in memory position by position, since positions are what is picked.
         """
         seen = ratio[: self.view.spatial]
-        place = padded(at, width)
+        place = padded(at, *tile)
         few = self.unit.causal or seen.device.type != "cpu"
-        sums = self._gathered(seen, place) if few else self._convolved(seen, at)
+        sums = self._gathered(seen, place) if few else self._convolved(seen, place)
         centre = by_position(seen[: self.view.centre]).index_select(0, place)
         windows = rounded(sums.flatten(1), 1.0)
         x = torch.cat([by_position(hidden).index_select(0, at), windows, centre, centre.abs()], dim=1).t()
@@ -158,8 +158,8 @@ class ExactUnit:
         x = self.layers["expand"].activate(h.add_(x.to(h.dtype)))
         return self.layers["leave"](x, quality_code, by_row=True).to(torch.float32)
 
-    def _convolved(self, seen: Tensor, at: Tensor) -> Tensor:
-        """Sums over each channel's windows of values and of magnitudes, (P, 2, spatial).
+    def _convolved(self, seen: Tensor, place: Tensor) -> Tensor:
+        """Sums over each channel's windows of values and of magnitudes around places in the grid, (P, 2, spatial).
 
         By the library's convolution, which is exact as long as it only multiplies and adds: windows
         of one channel and 5x5 have neither Winograd nor FFT variants on CPUs.
@@ -168,6 +168,9 @@ class ExactUnit:
         # Four dimensions before they change places: with other strides the library takes five times as long.
         both = torch.cat([grid, grid.abs()], dim=3).permute(0, 3, 1, 2)
         sums = torch.nn.functional.conv2d(both, self.windows.reshape(-1, 1, TAPS, TAPS), groups=both.shape[1])
+        # What comes out lacks the grid's outer margin.
+        margin, row = TAPS // 2, seen.shape[2]
+        at = place - margin * (row + 1) - 2 * margin * (torch.div(place, row, rounding_mode="floor") - margin)
         return by_position(sums[0]).index_select(0, at).reshape(len(at), 2, seen.shape[0])
 
     def _gathered(self, seen: Tensor, place: Tensor) -> Tensor:
@@ -184,11 +187,12 @@ def by_position(grid: Tensor) -> Tensor:
     return grid.permute(1, 2, 0).flatten(0, 1)
 
 
-def padded(at: Tensor, width: int) -> Tensor:
-    """Flat positions in a grid with a margin of two from those in the grid itself."""
+def padded(at: Tensor, height: int, width: int) -> Tensor:
+    """Flat positions in a grid with a margin of two around each tile (height, width) from those without margins."""
     margin = TAPS // 2
     row = torch.div(at, width, rounding_mode="floor")
-    return at + 2 * margin * row + margin * (width + 2 * margin) + margin
+    above = margin + 2 * margin * torch.div(row, height, rounding_mode="floor")
+    return at + 2 * margin * row + above * (width + 2 * margin) + margin
 
 
 def rounded(x: Tensor, factor: float) -> Tensor:

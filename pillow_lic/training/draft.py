@@ -54,7 +54,7 @@ def _example(model: Model, pixels: Pixels, quality: float, channels: int) -> tup
     reader.metadata()
     header, (coded,) = reader.header, reader.frame(0).tiles
     (place,) = tiles_of(header.width, header.height, header.tile)
-    y, seen = (tile_latents(model, header, place, coded, cpu, steps)[None] for steps in (None, STEPS))
+    y, seen = (tile_latents(model, header, [(place, coded)], cpu, steps)[0][None] for steps in (None, STEPS))
     shown = model.synthesis(cpu, torch.float32)(y, torch.tensor([quality_of(header.quality_code)]), FITTED_SCALE)
     windows = F.unfold(seen[:, :channels], SIZE, padding=SIZE // 2)[0].T
     inputs = torch.cat([windows, torch.ones(len(windows), 1)], dim=1)

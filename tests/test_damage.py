@@ -75,7 +75,7 @@ def test_a_planted_silent_corruption_is_a_wrong_outcome(monkeypatch: pytest.Monk
     monkeypatch.setenv("PILLOW_LIC_MODELS", str(seeds.GOLDEN))
     seeds.seeds()  # before checksums mean nothing
     monkeypatch.setattr(container, "_checksum", lambda kind, payload: ANY)
-    monkeypatch.setattr(symbols, "_checksum", lambda tile: ANY)
+    monkeypatch.setattr(symbols, "_checksums", lambda tile: [ANY] * tile.tiles)
     assert any(what == "WRONG" for _, what in damage.count("none-scalar", lenient=False, every=3))
 
 

@@ -140,11 +140,11 @@ def test_an_importance_map_lies_beside_its_model(with_volume: str, tiny: str, sm
 
 
 def test_the_shipped_model_has_both(photo: Image.Image) -> None:
-    part = photo.crop((0, 0, 128, 96))
+    part = photo.crop((0, 0, 192, 144))
     plain, data = (coded(part, quality=2, context=name) for name in ("none", "volume"))
     assert len(data) < len(plain)
     assert np.array_equal(pixels_of(data), pixels_of(plain))
-    assert pixels_of(coded(part, adaptive="importance")).shape == (96, 128, 3)
+    assert pixels_of(coded(part, adaptive="importance")).shape == (144, 192, 3)
 
 
 @pytest.mark.parametrize("suffix", [".volume", ".importance", ".draft"])

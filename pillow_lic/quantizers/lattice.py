@@ -138,7 +138,7 @@ def _summed(values: Sequence[NDArray[np.float32]], ones: NDArray[np.float32]) ->
 
     With torch's threads: NumPy's go on spinning for tens of milliseconds, and keep torch's from the cores.
     """
-    x = torch.from_numpy(np.concatenate(values, axis=1))
+    x = torch.from_numpy(np.concatenate(values, axis=1, dtype=np.float32))
     found: NDArray[np.float32] = (x @ torch.from_numpy(np.concatenate([1 - ones, ones]))).numpy()
     return found
 

@@ -105,7 +105,7 @@ def _bits(
     inverse, z_mean, _ = model.z_prior(quality)
     z = (model.hyper_analysis(y, quality) / inverse - z_mean).round()[0].numpy().astype(np.int16)
     z_index = np.broadcast_to(exact.z_prior(code)[2][:, None, None], z.shape)
-    mean, index, _ = exact(z, code)
+    mean, index = (found[:, 0] for found in exact(z[:, None], code)[:2])
     symbols = scalar.quantise(y[0] - mean / 2**MEAN_BITS, index, skip=0).numpy()
     total = tables.bits(z, z_index).sum() + tables.bits(symbols, index.numpy()).sum()
     return in_float, float(total)

@@ -412,6 +412,8 @@ def test_a_model_file_that_is_damaged(folder: Path, tmp_path: Path) -> None:
         load_model(made("none", {}, stops=[]))
     with pytest.raises(ValueError, match="impossible thresholds"):
         load_model(made("thresholds", {"thresholds": tensors["thresholds"].flip(0)}))
+    with pytest.raises(ValueError, match="import its checkpoints again"):
+        load_model(made("earlier", {"thresholds": tensors["thresholds"] * 4}))
     with pytest.raises(ValueError, match="impossible qualities"):
         load_model(made("high", {}, stops=[about["stops"][0] | {"code": 1793}]))
     with pytest.raises(ValueError, match="wrong shape"):

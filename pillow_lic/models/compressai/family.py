@@ -26,6 +26,7 @@ from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.compressai.exact import (
     LIMIT,
     MEAN_BITS,
+    SCALE_BITS,
     Z_BITS,
     ExactContext,
     ExactHyper,
@@ -44,6 +45,9 @@ FINE = 6 * QUALITY_ONE
 """Code of the quality from which on bfloat16 would cost more than 0.01 dB."""
 
 MOST_CHANNELS = 2048
+WIDEST = 256
+"""Largest scale of the published codecs."""
+
 _lock = threading.RLock()
 
 
@@ -108,6 +112,8 @@ class Family:
         tables = Tables.mirrored(frequencies.numpy().astype(np.int32), lengths.numpy().astype(np.int32), 0)
         if thresholds.is_floating_point() or len(thresholds) != len(tables) - 1 or bool((thresholds.diff() <= 0).any()):
             raise ValueError(f"{path} is damaged: impossible thresholds of scales")
+        if int(thresholds[-1]) > WIDEST << SCALE_BITS:  # scales once had two bits more
+            raise ValueError(f"{path} has another version's arithmetic: import its checkpoints again")
         return cls(path, identity, architecture, stops, tables, thresholds.double(), file)
 
     @property

@@ -10,12 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from pillow_lic.models.errors import finite, reading
+from pillow_lic.models.beside import load_beside, save_beside
 from pillow_lic.models.transforms import LATENT_STRIDE, means_of_blocks
 
 SUFFIX = ".draft"
@@ -55,21 +53,18 @@ class Draft:
 
     def save(self, model: Path, identity: bytes) -> None:
         """Write the convolution beside its model."""
-        tensors = {"weight": self.weight.half(), "bias": self.bias.half()}
-        save_file(tensors, model.with_suffix(SUFFIX), {"model": identity.hex()})
+        save_beside(model, SUFFIX, identity, {"weight": self.weight, "bias": self.bias})
 
 
 def load_draft(model: Path, identity: bytes, latents: int, device: torch.device) -> Draft | None:
     """The draft that lies beside a model with so many latent channels; None if there is none or it is another
     model's.  Raises ``ModelError`` if it is damaged.
     """
-    path = model.with_suffix(SUFFIX)
-    if not path.is_file():
-        return None
-    with reading(path), safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("model") != identity.hex():
-            return None
-        weight, bias = (finite(name, file.get_tensor(name).float()) for name in ("weight", "bias"))
+
+    def made(tensors: dict[str, Tensor]) -> Draft:
+        weight, bias = tensors["weight"], tensors["bias"]
         if weight.dim() != 4 or not 1 <= weight.shape[1] <= latents:
             raise ValueError(f"a draft of weights {tuple(weight.shape)} for a model of {latents} latent channels")
         return Draft(weight.to(device), bias.to(device))
+
+    return load_beside(model, SUFFIX, identity, made)

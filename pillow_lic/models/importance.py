@@ -9,12 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pillow_lic.models.errors import finite, reading
+from pillow_lic.models.beside import load_beside, save_beside
 from pillow_lic.models.hyperprior import QualityConv
 
 SUFFIX = ".importance"
@@ -45,8 +43,7 @@ class ImportanceMap(nn.Module):
 
     def save(self, model: Path, identity: bytes) -> None:
         """Write the network beside its model."""
-        tensors = {name: value.detach().half() for name, value in self.state_dict().items()}
-        save_file(tensors, model.with_suffix(SUFFIX), {"model": identity.hex()})
+        save_beside(model, SUFFIX, identity, self.state_dict())
 
 
 def load_importance(model: Path, identity: bytes, latents: int, device: torch.device) -> ImportanceMap | None:
@@ -54,13 +51,10 @@ def load_importance(model: Path, identity: bytes, latents: int, device: torch.de
 
     Raises ``ModelError`` if it is damaged.
     """
-    path = model.with_suffix(SUFFIX)
-    if not path.is_file():
-        return None
-    with reading(path), safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("model") != identity.hex():
-            return None
-        state = {name: finite(name, file.get_tensor(name).float()) for name in file.keys()}  # noqa: SIM118
+
+    def made(state: dict[str, Tensor]) -> ImportanceMap:
         network = ImportanceMap(latents, state["enter.weight"].shape[0])
         network.load_state_dict(state)
-    return network.to(device).eval().requires_grad_(False)
+        return network.to(device).eval().requires_grad_(False)
+
+    return load_beside(model, SUFFIX, identity, made)

@@ -157,6 +157,16 @@ def test_surrogates(kind: str) -> None:
         assert not torch.equal(rate, rate.round())
 
 
+def test_lattice_noise_is_that_of_the_quantiser() -> None:
+    torch.manual_seed(2)
+    x = torch.linspace(-3, 3, 100_003, requires_grad=True)
+    error = (surrogates.lattice_noise(x) - x).detach()
+    assert float(error.mean()) == pytest.approx(0, abs=0.005)
+    assert float(error.square().mean()) == pytest.approx(0.0718, rel=0.02)  # 14 % below rounding's 1/12
+    (gradient,) = torch.autograd.grad(surrogates.lattice_noise(x).sum(), x)
+    assert (gradient == 1).all()
+
+
 def test_soft_assignment_hardens() -> None:
     x = torch.linspace(-3, 3, 240)
     error = [float((surrogates.surrogate(x, "soft-to-hard", p)[0] - x.round()).abs().mean()) for p in (0.0, 0.5, 1.0)]

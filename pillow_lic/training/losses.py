@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pillow_lic.distortions import DISTORTIONS, squared_error
-from pillow_lic.models.hyperprior import SKIP, HyperpriorModel, scale_of
+from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, scale_of
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.training.correlation import correlation_loss
-from pillow_lic.training.surrogates import gaussian_bits, surrogate
+from pillow_lic.training.surrogates import gaussian_bits, lattice_noise, surrogate
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Objective:
     """What a forward pass computes, and with what in place of rounding.
 
     quantisation  one of :data:`QUANTISATIONS`; ``progress`` (0...1) hardens "soft-to-hard"
+    lattice       half of the samples are decoded with the errors of a lattice where files have one
     skip          latents with a scale index below it are taken as their means, as in files
     distortion    one of :data:`DISTORTIONS`, or None for no decoding at all
     contexts      which of the model's context models to run; None for all
@@ -29,6 +30,7 @@ class Objective:
 
     quantisation: str = "straight-through"
     progress: float | Tensor = 0.0
+    lattice: bool = False
     skip: int = 0
     distortion: str | None = "mse"
     contexts: Collection[str] | None = None
@@ -77,6 +79,9 @@ def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: 
     mean, index = mean.float(), index.float()
     residual = y - mean
     for_rate, rounded = surrogate(residual, kind, progress)
+    if objective.lattice:
+        on_lattice = (index.round() >= LATTICE) & (torch.rand_like(quality) < 0.5)[:, None, None, None]
+        rounded = torch.where(on_lattice, lattice_noise(residual), rounded)
     if objective.skip:
         skipped = index.round() < objective.skip
         # Straight through: the value is zero, the gradient the residual's.

@@ -102,7 +102,8 @@ class Recipe:
     files really hold) or "decoder" (what decodes learns from those latents, what decides them is
     frozen).  ``contexts`` are the model's context models; ``rate`` says how much each counts in the
     loss, "none" being the hyperprior alone.  ``distortion`` is "mse", "ms-ssim" or "ssim-weighted",
-    ``quantisation`` what stands for rounding in the joint stage.
+    ``quantisation`` what stands for rounding in the joint stage, where with ``lattice`` half of the
+    samples are decoded with the errors of Barnes-Wall 16.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Recipe:
     stage: str = "joint"
     distortion: str = "mse"
     quantisation: str = "mixed"
+    lattice: bool = False
     correlation: Correlation = field(default_factory=Correlation)
     lambda_balance: float = 0.4
     ema: float = 0.999

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pillow_lic.models.hyperprior import scale_of
+from pillow_lic.quantizers import lattice
+from pillow_lic.quantizers.adaptive import FACTOR_BITS, FACTORS, LIMIT
 
 
 def straight_through(x: Tensor) -> Tensor:
@@ -47,6 +51,26 @@ def surrogate(x: Tensor, kind: str, progress: float | Tensor) -> tuple[Tensor, T
         return soft, soft
     rounded = straight_through(x) if kind != "noise" else additive_noise(x)
     return (additive_noise(x) if kind == "mixed" else rounded), rounded
+
+
+@cache
+def _lattice_errors(device: torch.device) -> Tensor:
+    """Errors of Barnes-Wall 16 for 2**14 groups that lie anywhere, (2**14, 16), in steps of scalar latents."""
+    anywhere = np.random.default_rng(0).uniform(-8, 8, (2**14, lattice.BW16.side)).astype(np.float32)
+    floors, coset = lattice.quantise(anywhere, lattice.BW16)
+    errors = floors + lattice.BW16.words[coset] * np.float32(0.5) - anywhere
+    wider = 2**FACTOR_BITS / FACTORS[lattice.BW16.level + LIMIT]
+    return torch.from_numpy(errors * wider).to(device, torch.float32)
+
+
+def lattice_noise(x: Tensor) -> Tensor:
+    """``x`` plus what Barnes-Wall 16 would change, as noise: quantisation errors of a lattice hardly depend on
+    the value, and channels that form a group differ from place to place anyway.
+    """
+    bank = _lattice_errors(x.device)
+    groups = -(-x.numel() // bank.shape[1])
+    chosen = bank[torch.randint(len(bank), (groups,), device=x.device)]
+    return x + chosen.flatten()[: x.numel()].view(x.shape)
 
 
 def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
         # Blocks may compute in bfloat16 while the trunk, which carries the picture, stays float32.
-        h = F.leaky_relu(self.reduce(x.to(self.reduce.weight.dtype)), 0.1, inplace=True)
+        narrow = self.reduce.weight.dtype
+        h = F.leaky_relu(self.reduce(x if narrow == torch.float32 else x.to(narrow)), 0.1, inplace=True)
         h = F.leaky_relu(self.mix(h), 0.1, inplace=True)
         gain = at_quality(self.gain, quality)[:, :, None, None].to(h.dtype)
         if len(quality) == 1:  # the same for all samples: cheaper on the kernel than on what it sees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import platform
 import subprocess
@@ -39,6 +40,8 @@ from pillow_lic.training.probabilities import (
 )
 from pillow_lic.training.recipe import Recipe
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
 TABLE_IMAGES = 400
 CONTEXT_IMAGES = 150
 COST_IMAGES = 3
@@ -64,6 +67,7 @@ def train(
     """
     if threads:
         torch.set_num_threads(threads)
+    _keep_memory()
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
     if validation is not None:
@@ -84,6 +88,17 @@ def train(
     export.write_manifest(output.with_suffix(".json"), manifest(recipe, output, data, about, results))
     _say(f"wrote {output} and {output.with_suffix('.json')}")
     return True
+
+
+def _keep_memory() -> None:
+    """Have the C library keep what is freed for the next step, which asks for the same sizes again.
+
+    Otherwise each step gives its 100 MB back to the system and gets them in pages anew, a sixth of its time.
+    Only glibc knows this; elsewhere nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        for option, size in ((M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 512 << 20)):
+            libc.mallopt(option, size)
 
 
 def _run_stage(

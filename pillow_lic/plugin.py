@@ -46,6 +46,7 @@ class LicImageFile(ImageFile.ImageFile):
     device: str | None = None
     threads: int | None = None
     _scale = 1
+    _shown: float = 1
 
     def _open(self) -> None:
         from pillow_lic import container
@@ -111,6 +112,19 @@ class LicImageFile(ImageFile.ImageFile):
         self._size = (-(-header.width // self._scale), -(-header.height // self._scale))
         return self.mode, (0, 0, header.width / self._scale, header.height / self._scale)
 
+    def thumbnail(
+        self,
+        size: tuple[float, float],
+        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        reducing_gap: float | None = 2.0,
+    ) -> None:
+        """As ``Image.thumbnail``; of what is not loaded yet, no more is decoded than shows at that size."""
+        self._shown = self._scale * max(self.width / max(1, size[0]), self.height / max(1, size[1]))
+        try:
+            super().thumbnail(size, resample, reducing_gap)
+        finally:
+            self._shown = 1
+
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
         """A part of the image; before the pixels are loaded, only the tiles it needs are decoded."""
         if box is not None and self._is_lazy:
@@ -158,7 +172,9 @@ class LicImageFile(ImageFile.ImageFile):
         source = self._check_open()
         reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
         frame = reader.frame(self._frame)
-        pixels = codec.decode(reader.header, frame, self.device, scale=self._scale, threads=self.threads)
+        pixels = codec.decode(
+            reader.header, frame, self.device, scale=self._scale, shown=self._shown, threads=self.threads
+        )
         # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
         if self._exclusive_fp and source is self.fp:
             if self.is_animated:

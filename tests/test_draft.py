@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 import pillow_lic
 from pillow_lic.codec import decoding
+from pillow_lic.entropy.context import ExactContext
 from pillow_lic.models.draft import load_draft
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import Architecture, Synthesis
@@ -88,6 +89,25 @@ def test_thumbnail_decodes_a_draft(photo: Image.Image, monkeypatch: pytest.Monke
     assert psnr(image, expected) > 40
 
 
+def test_a_small_thumbnail_reads_less_of_the_symbols(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = coded(photo.resize((768, 576), Image.Resampling.LANCZOS), quality=5)
+    expected = whole(data)
+    read = []
+    decode = ExactContext.decode
+    monkeypatch.setattr(ExactContext, "decode", lambda *a: read.append(a[3]) or decode(*a))
+    for size, steps, least in (((48, 48), 2, 36), ((72, 72), 4, 45)):
+        image = opened(data)
+        image.thumbnail(size)
+        assert read[-1] == steps
+        other = expected.copy()
+        other.thumbnail(size)
+        assert image.size == other.size
+        assert psnr(image, other) > least
+    drafted = opened(data, size=(64, 48))  # whoever asks for so many pixels looks at all of them
+    drafted.load()
+    assert read[-1] == 4
+
+
 def test_a_drafted_image_in_parts_and_frames(photo: Image.Image) -> None:
     data = coded(photo, append_images=[photo.transpose(Image.Transpose.ROTATE_180)])
     image = opened(data, size=(64, 48))
@@ -133,7 +153,7 @@ def test_several_threads_make_the_same_draft(photo: Image.Image) -> None:
 def test_a_draft_reads_what_it_looks_at(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     data = coded(photo)
     found = np.asarray(opened(data, size=(64, 48)))
-    monkeypatch.setattr(decoding, "STEPS", 9)  # all there are
+    monkeypatch.setattr(decoding, "steps_for", lambda shown: 9)  # all there are
     assert np.array_equal(np.asarray(opened(data, size=(64, 48))), found)
 
 

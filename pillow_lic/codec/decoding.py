@@ -19,7 +19,7 @@ from pillow_lic.codec.salvage import grey, intact_scans, salvaged
 from pillow_lic.codec.tiles import from_bytes, stack_from_bytes, stacks, to_bytes
 from pillow_lic.container import Coded, Frame, Header, Scans
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
-from pillow_lic.models.draft import FITTED_SCALE, STEPS, Draft
+from pillow_lic.models.draft import FITTED_SCALE, Draft, steps_for
 from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
@@ -36,12 +36,14 @@ def decode(
     box: tuple[int, int, int, int] | None = None,
     *,
     scale: int = 1,
+    shown: float = 1,
     threads: int | None = None,
 ) -> Pixels:
     """The pixels of a frame, (H, W) or (H, W, 2 to 4) uint8.
 
     ``box`` (left, top, right, bottom) asks for a part of them, for which only the tiles in and next to
-    it are decoded; ``scale`` 2, 4 or 8 for the whole picture at 1/scale, rounded up.  Raises ``OSError`` if
+    it are decoded; ``scale`` 2, 4 or 8 for the whole picture at 1/scale, rounded up, which
+    need not show more than 1/``shown`` of the size does.  Raises ``OSError`` if
     the data are damaged or their model is not installed.  Of a ``damaged`` frame what is certainly right is
     shown, and a warning tells how much is not.
     """
@@ -61,7 +63,7 @@ def decode(
             coded: Sequence[Coded | None] = frame.tiles
             if frame.damaged:
                 coded = (intact_scans if header.progressive else salvaged)(model, header, frame.tiles, on)
-            _synthesise(_View(model, header, on, scale), coded, dict(wanted), array)
+            _synthesise(_View(model, header, on, scale, shown), coded, dict(wanted), array)
 
     or_on_cpu(choose_device(device, (right - left) * (bottom - top)), fill)
     if box is not None:
@@ -110,12 +112,13 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
 
 @dataclass(frozen=True)
 class _View:
-    """What is decoded, where, and at which 1/scale."""
+    """What is decoded, where, at which 1/scale, and at which 1/shown somebody looks at it."""
 
     model: OneQuality
     header: Header
     device: torch.device
     scale: int = 1
+    shown: float = 1
 
     @cached_property
     def draft(self) -> Draft | None:
@@ -200,7 +203,7 @@ def _strip(waiting: list[tuple[int, Tile]], coded: Sequence[Coded | None]) -> tu
 
 def _latents(view: _View, stack: Sequence[tuple[Tile, Coded | None]]) -> Sequence[Tensor]:
     """What is looked at of y of some tiles, (channels, h, w) each."""
-    steps = None if view.draft is None else STEPS
+    steps = None if view.draft is None else steps_for(view.shown)
     found = tile_latents(view.model, view.header, stack, view.device, steps)
     return [y[: view.channels] for y in found]
 

@@ -26,6 +26,15 @@ SIZE = 3
 STEPS = 4
 """Steps of a context model that a draft reads: of the staircase all that codes the first three slices."""
 
+STEPS_IF_SMALL = 2
+SMALL = 12
+"""Where no more is shown than 1/12 of the width: pixels there are means of so many that little of the rest is seen."""
+
+
+def steps_for(shown: float) -> int:
+    """How many steps of a context model to read for a draft that will be shown at 1/``shown``."""
+    return STEPS_IF_SMALL if shown >= SMALL else STEPS
+
 
 class Draft:
     """y (B, M, h, w) in the synthesis transform's units -> pixels (B, 3, 16 h / scale, 16 w / scale), unclamped.

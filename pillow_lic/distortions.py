@@ -11,6 +11,8 @@ from torch.nn import functional as F
 MS_SSIM_UNIT = 1250.0
 """Squared error that 1 - MS-SSIM = 1 counts as: about the ratio of the lambdas in published models."""
 
+MS_SSIM_SIDE = 161
+"""Pixels that MS-SSIM's five scales and its window of 11 need on either side."""
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 """Of SSIM."""
@@ -25,7 +27,7 @@ def squared_error(output: Tensor, pixels: Tensor) -> Tensor:
 
 
 def ms_ssim(output: Tensor, pixels: Tensor) -> Tensor:
-    """1 - MS-SSIM (Wang, Simoncelli, Bovik 2003), scaled; crops of at least 161 pixels."""
+    """1 - MS-SSIM (Wang, Simoncelli, Bovik 2003), scaled; sides of at least ``MS_SSIM_SIDE`` pixels."""
     from pytorch_msssim import ms_ssim as measure
 
     found: Tensor = measure(output + 127.5, pixels + 127.5, data_range=255.0, size_average=False)

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pillow_lic.distortions import MS_SSIM_SIDE
 from pillow_lic.pixels import psnr
 
 __all__ = ["MS_SSIM_SIDE", "bd_rate", "decibel", "ms_ssim", "psnr"]
-
-MS_SSIM_SIDE = 161
-"""Smallest side that five scales of an 11x11 window need."""
 
 
 def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -41,6 +41,7 @@ BATCH_PIXELS = 16 * 2**20
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Coming = TypeVar("Coming", "_Decoding", "_Encoding")
 
 _own = threading.local()
 
@@ -53,26 +54,14 @@ def decode_many(
     Raises ``OSError`` if data are damaged or their model is not installed.
     """
     on = choose_device(device, WORTH_CUDA)
-    coming = iter(coded)
     with _pool(on, workers) as pool:
 
         def start(header: Header, frame: Frame) -> _Decoding:
             with quiet(on):
                 return _Decoding.start(header, frame, on, pool)
 
-        batches = _Batches(on, _synthesise)
-        ahead = deque(start(*item) for item in islice(coming, 2 * batches.limit + 2))
-        waiting: deque[_Decoding] = deque()
-        while ahead:
-            picture = ahead.popleft()
-            waiting.append(picture)
-            ahead.extend(start(*item) for item in islice(coming, 1))
-            with quiet(on):
-                picture.send_to(batches)
-                if not ahead or len(waiting) > 4 * batches.limit:
-                    batches.finish()
-            while waiting and not waiting[0].open:
-                yield waiting.popleft().result()
+        for picture in _in_turn((start(*item) for item in coded), _Batches(on, _synthesise)):
+            yield picture.result()
 
 
 def encode_many(
@@ -89,26 +78,30 @@ def encode_many(
             yield encode(array, opts, metadata)
         return
     on = choose_device(opts.device, WORTH_CUDA)
-    coming = iter(pictures)
     with _pool(on, workers) as pool:
 
         def start(array: Pixels, metadata: Mapping[str, bytes]) -> _Encoding:
             return _Encoding.start(family, array, metadata, opts, pool)
 
-        batches = _Batches(on, _analyse)
-        most = 2 * batches.limit + 2
-        ahead = deque(start(*item) for item in islice(coming, 2 * batches.limit + 2))
-        waiting: deque[_Encoding] = deque()
-        while ahead:
-            picture = ahead.popleft()
-            waiting.append(picture)
-            ahead.extend(start(*item) for item in islice(coming, 1))
-            with quiet(on, opts.threads):
-                picture.send_to(batches)
-                if not ahead or len(waiting) > 4 * batches.limit:
-                    batches.finish()
-            while waiting and not waiting[0].open and (waiting[0].ready or not ahead or len(waiting) > most):
-                yield waiting.popleft().result()
+        for picture in _in_turn((start(*item) for item in pictures), _Batches(on, _analyse), opts.threads):
+            yield picture.result()
+
+
+def _in_turn(started: Iterator[Coming], batches: _Batches, threads: int | None = None) -> Iterator[Coming]:
+    """Pictures whose results are there, or will be soon; some more than a batch holds are begun before they are."""
+    ahead = deque(islice(started, 2 * batches.limit + 2))
+    most = len(ahead)
+    waiting: deque[Coming] = deque()
+    while ahead:
+        picture = ahead.popleft()
+        waiting.append(picture)
+        ahead.extend(islice(started, 1))
+        with quiet(batches.device, threads):
+            picture.send_to(batches)
+            if not ahead or len(waiting) > 4 * batches.limit:
+                batches.finish()
+        while waiting and not waiting[0].open and (waiting[0].ready or not ahead or len(waiting) > most):
+            yield waiting.popleft()
 
 
 @dataclass
@@ -164,6 +157,7 @@ class _Decoding:
     transparency: Future[Pixels] | None
     pixels: Tensor
     open: int = 0
+    ready = True
 
     @classmethod
     def start(cls, header: Header, frame: Frame, device: torch.device, pool: ThreadPoolExecutor) -> _Decoding:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from pillow_lic.container import Coded, Header, Scans
+from pillow_lic.models.context.schedule import VOLUME
 from pillow_lic.models.loading import Model, OneQuality
 from pillow_lic.pixels import Tile
 from pillow_lic.scans import decode_scans, pack_scans
@@ -14,9 +15,6 @@ from pillow_lic.symbols import CodedTile, decode_stack, decode_symbols, pack
 
 STACK = 4096
 """Latent positions of tiles that are read together."""
-
-ALONE = ("volume",)
-"""Contexts whose waves run through one tile."""
 
 
 def to_bytes(model: OneQuality, tile: CodedTile, context: str, header: Header, scans: int) -> Coded:
@@ -45,10 +43,10 @@ def stacks(
 ) -> Iterator[list[tuple[Tile, Coded | None]]]:
     """Tiles in turn, those of one size that follow each other together if they can be read together.
 
-    Their networks then do the same work in fewer and larger pieces.
+    Their networks then do the same work in fewer and larger pieces; only the volume's waves run through one tile.
     """
     stack: list[tuple[Tile, Coded | None]] = []
-    can = isinstance(model, Model) and not header.adaptive and header.context not in ALONE
+    can = isinstance(model, Model) and not header.adaptive and header.context != VOLUME
     for tile, data in tiles:
         if stack:
             last, before = stack[-1]

@@ -52,7 +52,7 @@ class Rounding:
         low = values.detach().floor()
         fraction = (values - low).clamp(1e-4, 1 - 1e-4)
         favour = (torch.atanh(fraction) - torch.atanh(1 - fraction)) / temperature
-        chance = torch.rand(fraction.shape, generator=generator, device=values.device).clamp_(1e-6, 1 - 1e-6)
+        chance = _chances(fraction, generator)
         share = torch.sigmoid((favour + noise * torch.logit(chance)) / temperature)
         below = self.costs.of(low)
         return low + share, below + share * (self.costs.of(low + 1) - below)
@@ -95,7 +95,7 @@ class DiamondChoice:
         # Half steps, squared, lie so far beyond whole ones: (1/2 - error)^2 - error^2.
         nearer = torch.zeros(int(self.position.max()) + 1, device=values.device)
         nearer = nearer.index_add(0, self.position, (error - 0.25) * self.wide)
-        chance = torch.rand(nearer.shape, generator=generator, device=values.device).clamp_(1e-6, 1 - 1e-6)
+        chance = _chances(nearer, generator)
         share = torch.sigmoid((nearer * (4 / 3 / temperature) + noise * torch.logit(chance)) / temperature)
         share = share[self.position] * self.wide
         return whole + share * (half - whole), (few + share * (many - few)).sum()
@@ -135,7 +135,7 @@ class LatticeChoice:
         points = floors + moved / 2
         # Between two neighbours of a line this has the slope of the scalar choice at one half.
         favour = (points - x).square().sum(dim=2) * (-4 / 3 / temperature)
-        chance = torch.rand(favour.shape, generator=generator, device=x.device).clamp_(1e-6, 1 - 1e-6)
+        chance = _chances(favour, generator)
         share = torch.softmax((favour - noise * torch.log(-torch.log(chance))) / temperature, dim=0)
         chosen = (share[:, :, None] * points).sum(dim=0)
         result = torch.zeros_like(values).index_put((self.rest,), others).index_put((self.members,), chosen)
@@ -163,6 +163,11 @@ class LatticeChoice:
         free = costs.part((..., slice(None, -1))).of(floors[..., :-1]).sum(dim=2)
         last = costs.part((..., -1)).of_parity(floors[..., -1])
         return free + last + math.log2(len(self.kind.words))
+
+
+def _chances(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random numbers between 0 and 1, of a tensor's shape, whose logarithms are finite."""
+    return torch.rand(like.shape, generator=generator, device=like.device).clamp_(1e-6, 1 - 1e-6)
 
 
 CANDIDATES = 4

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pillow_lic.distortions import DISTORTIONS
-
-SMALLEST_MS_SSIM = 176
-"""Pixels a side below which MS-SSIM is not defined."""
+from pillow_lic.distortions import DISTORTIONS, MS_SSIM_SIDE
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class TileView:
     @property
     def measurable(self) -> bool:
         """Whether the distortion is defined for a tile of this size."""
-        return self.measure != "ms-ssim" or min(self.pixels.shape[2:]) >= SMALLEST_MS_SSIM
+        return self.measure != "ms-ssim" or min(self.pixels.shape[2:]) >= MS_SSIM_SIDE
 
     def distortion(self, values: Tensor) -> Tensor:
         """Distortion in bits for the values (n,) of the coded latents, in the order of ``coded``."""

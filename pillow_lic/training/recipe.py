@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from pillow_lic.distortions import DISTORTIONS
+from pillow_lic.distortions import DISTORTIONS, MS_SSIM_SIDE
 from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import VOLUME, ContextShape, units_of
 from pillow_lic.models.context.volume import VolumeContext
@@ -126,8 +126,8 @@ class Recipe:
         _one_of("stage", self.stage, STAGES)
         _one_of("distortion", self.distortion, DISTORTIONS)
         _one_of("quantisation", self.quantisation, QUANTISATIONS)
-        if self.distortion == "ms-ssim" and self.batches.size < 192:
-            raise ValueError("MS-SSIM needs crops of at least 192 pixels")
+        if self.distortion == "ms-ssim" and self.batches.size < MS_SSIM_SIDE:
+            raise ValueError(f"MS-SSIM needs crops of at least {MS_SSIM_SIDE} pixels")
         for name, shape in self.contexts.items():
             if name != VOLUME:
                 units_of(name, self.model.latents, shape.slices)

@@ -16,8 +16,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 
-def main() -> None:
-    """Freeze the model, code the picture with every context model, and record what comes back."""
+def with_every_context(kind: str, model: Path) -> Image.Image:
+    """Freeze the model, and code a picture, which is returned, with each context model."""
     import torch
     from test_context import tiny_model
 
@@ -28,15 +28,21 @@ def main() -> None:
 
     pillow_lic.register_lic_opener()
     torch.set_num_threads(1)
-    model = HERE / "contexts.safetensors"
     write_model(tiny_model(), model, make_tables())
     with Image.open(HERE.parent / "images" / "coffee.png") as image:
         picture = image.crop((60, 20, 157, 91))
     for name in ("none", *CONTEXTS):
-        picture.save(HERE / f"context-{name}.lic", quality=6.2, model=model, context=name, tile=64)
-    with Image.open(HERE / "context-none.lic") as image:
-        image.save(HERE / "context-none.png", optimize=True)
+        picture.save(HERE / f"{kind}-{name}.lic", quality=6.2, model=model, context=name, tile=64)
+    return picture
+
+
+def shown(*names: str) -> None:
+    """Record what files show."""
+    for name in names:
+        with Image.open(HERE / f"{name}.lic") as image:
+            image.save(HERE / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    with_every_context("context", HERE / "contexts.safetensors")
+    shown("context-none")

@@ -203,6 +203,12 @@ def test_context_models_learn_from_frozen_latents(tmp_path: Path) -> None:
     assert same == pytest.approx(none, rel=1e-5)
     assert after < before
     assert not trainer.average["contexts.checkerboard.networks.1.value_window"].any()
+    trainer.save_weights(tmp_path / "contexts.pt")
+    again = Trainer(recipe, IMAGES)
+    again.start_from(tmp_path / "weights.pt", tmp_path / "contexts.pt")
+    assert [s["stage"] for s in again.stages] == ["joint", "contexts"]
+    for part, from_run in (("contexts.staircase.networks.1.value_window", trainer), ("analysis.stem.weight", first)):
+        assert torch.equal(again.average[part], from_run.average[part].half().float())
 
 
 def test_a_model_grows_without_changing_what_it_computes(tmp_path: Path) -> None:

@@ -18,7 +18,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--run", dest="folder", default="runs", metavar="DIR",
                        help="checkpoint and log; a run found there is continued (%(default)s)")  # fmt: skip
     parser.add_argument(
-        "--start", metavar="FILE", help="begin with another run's weights: its weights.pt or checkpoint.pt"
+        "--start",
+        metavar="FILE",
+        action="append",
+        type=Path,
+        default=[],
+        help="begin with another run's weights, its weights.pt or checkpoint.pt; given twice, what the first lacks"
+        " comes from the second",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
@@ -39,6 +45,5 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(str(error)) from None
     if args.max_steps is not None:
         recipe = recipe.limited(args.max_steps)
-    start = Path(args.start) if args.start else None
     train(recipe, args.data, Path(args.output), Path(args.folder), validation=args.validation,
-          device=args.device, threads=args.threads, stop_after=args.stop_after, start=start)  # fmt: skip
+          device=args.device, threads=args.threads, stop_after=args.stop_after, start=args.start)  # fmt: skip

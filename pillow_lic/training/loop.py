@@ -131,18 +131,19 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = state.get("history", [])
 
-    def start_from(self, path: Path) -> None:
+    def start_from(self, *paths: Path) -> None:
         """Begin with the averaged weights of another run's checkpoint.pt or weights.pt.
 
-        What this recipe's model has more (context models, blocks, which begin as the identity)
-        starts untrained.  Raises ``ValueError`` if its networks have other shapes.
+        What it lacks comes from the next path, if there is one.  What this recipe's model has more (context
+        models, blocks, which begin as the identity) starts untrained.  Raises ``ValueError`` if networks have
+        other shapes.
         """
-        saved = torch.load(path, map_location=self.device, weights_only=True)
-        self.history = [*saved.get("history", []), stage_of(saved)]
-        state = saved["average"]
+        saved = [torch.load(path, map_location=self.device, weights_only=True) for path in paths]
+        self.history = [*saved[0].get("history", []), stage_of(saved[0])]
+        state = {name: value for part in reversed(saved) for name, value in part["average"].items()}
         own = self.model.state_dict()
         if any(name in state and state[name].shape != value.shape for name, value in own.items()):
-            raise ValueError(f"{path} holds networks of other shapes than the recipe's")
+            raise ValueError(f"{', '.join(map(str, paths))}: networks of other shapes than the recipe's")
         # A context model that the recipe leaves out is left behind.
         self.model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}

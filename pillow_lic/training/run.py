@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -57,11 +57,11 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     stop_after: float | None = None,
-    start: Path | None = None,
+    start: Sequence[Path] = (),
 ) -> bool:
     """Train, or go on training, and write the model once the schedule is finished.
 
-    ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``; ``start`` is another run's checkpoint whose
+    ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``; ``start`` are other runs' checkpoints whose
     weights a new run begins with.  Returns False if ``stop_after`` ended
     the call first.  Raises ``OSError`` for missing folders, ``ValueError`` for images too small.
     """
@@ -102,7 +102,7 @@ def _keep_memory() -> None:
 
 
 def _run_stage(
-    recipe: Recipe, data: str | Path, folder: Path, device: str, stop_after: float | None, start: Path | None
+    recipe: Recipe, data: str | Path, folder: Path, device: str, stop_after: float | None, start: Sequence[Path]
 ) -> tuple[Trainer, bool]:
     """Train to the end of the schedule or of this call; whether it is the schedule's."""
     _say(f"decoding the images of {data}")
@@ -111,8 +111,8 @@ def _run_stage(
     if checkpoint.exists():
         trainer.restore(checkpoint)
         _say(f"continuing at step {trainer.step}, {trainer.seconds / 60:.1f} minutes done")
-    elif start is not None:
-        trainer.start_from(start)
+    elif start:
+        trainer.start_from(*start)
     elif recipe.stage != "joint":
         raise ValueError(f"the stage {recipe.stage!r} starts from a finished run: name its checkpoint with --start")
     with _Log(folder, recipe) as log:

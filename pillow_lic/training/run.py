@@ -138,10 +138,10 @@ def finish(
             for name in names
         }
         lattice_tables = {
-            name: make_context_tables(count_values(seen_passes(plain, name, "e8", data, CONTEXT_IMAGES)))
+            name: make_context_tables(count_values(seen_passes(plain, name, "bw16", data, CONTEXT_IMAGES)))
             for name in names
         }
-        seen = seen_passes(plain, "none", "e8", data, CONTEXT_IMAGES)
+        seen = seen_passes(plain, "none", "bw16", data, CONTEXT_IMAGES)
         lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())
     tables = make_tables(counts)
     export.write_model(model, output, tables, context_tables, lattice_tables, distortion=recipe.distortion)

@@ -40,7 +40,7 @@ def export_volume(model: Path, weights: Path, data: str | Path, images: int = IM
     # Its networks with Gaussian tables tell which symbols the real tables will meet.
     owner.contexts[VOLUME] = ()
     tables = []
-    for quantizer in ("scalar", "e8"):
+    for quantizer in ("scalar", "bw16"):
         tables.append(make_context_tables(count_values(seen_passes(model, VOLUME, quantizer, data, images))))
     write_volume(context, replace(owner, _made={}), *tables)
 

@@ -75,10 +75,13 @@ def small(path: Path) -> None:
         clock("thumbnail((256, 256))", thumbnail=True)
     whole = median(seconds["whole"][1:])
     for name, times in seconds.items():
-        scale = int(name[-1]) if name.startswith("draft") else 0
-        near = (
-            f", {psnr(pictures[name], pictures['whole'].reduce(scale)):.1f} dB from the whole reduced" if scale else ""
-        )
+        expected = pictures["whole"]
+        if name.startswith("draft"):
+            expected = expected.reduce(int(name[-1]))
+        elif name.startswith("thumbnail"):
+            expected = expected.copy()
+            expected.thumbnail((256, 256))
+        near = "" if name == "whole" else f", {psnr(pictures[name], expected):.1f} dB from the whole reduced"
         print(f"{name}: {median(times[1:]):.2f} s, {whole / median(times[1:]):.1f} times as fast{near}")
 
 

@@ -78,7 +78,7 @@ def run(argv: Sequence[Any]) -> Run:
             largest = max(largest, total)
         except psutil.Error:
             pass
-        time.sleep(0.2)
+        time.sleep(0.5)  # counting pages takes milliseconds a process
     if process.returncode:
         raise OSError(f"{argv} failed")
     return Run(time.perf_counter() - started, spent() - before, largest)

@@ -147,6 +147,14 @@ def test_the_shipped_model_has_both(photo: Image.Image) -> None:
     assert pixels_of(coded(part, adaptive="importance")).shape == (144, 192, 3)
 
 
+def test_what_lies_beside_a_model_may_be_read_by_whoever_may_read_the_model(with_volume: str, tmp_path: Path) -> None:
+    model, path = load_model(with_volume), tmp_path / "tiny.safetensors"
+    path.write_bytes(b"")
+    ImportanceMap(TINY.latents, 8).save(path, model.identity)
+    Draft(torch.zeros(48, 8, 3, 3), torch.zeros(48)).save(path, model.identity)
+    assert len({found.stat().st_mode for found in tmp_path.iterdir()}) == 1
+
+
 @pytest.mark.parametrize("suffix", [".volume", ".importance", ".draft"])
 @pytest.mark.parametrize("damage", ["nan", "shape", "bytes"])
 def test_damage_of_what_lies_beside_a_model_is_named(

@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train a model on a folder of images and write it with its manifest."""
     from pillow_lic.training.recipe import load_recipe
-    from pillow_lic.training.run import train
+    from pillow_lic.training.run import keep_memory, train
 
     try:
         recipe = load_recipe(args.recipe)
@@ -45,5 +45,6 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(str(error)) from None
     if args.max_steps is not None:
         recipe = recipe.limited(args.max_steps)
+    keep_memory()
     train(recipe, args.data, Path(args.output), Path(args.folder), validation=args.validation,
           device=args.device, threads=args.threads, stop_after=args.stop_after, start=args.start)  # fmt: skip

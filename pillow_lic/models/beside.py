@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from pillow_lic.models.errors import finite, reading
@@ -18,7 +18,8 @@ T = TypeVar("T")
 def save_beside(model: Path, suffix: str, identity: bytes, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors in half precision beside their model."""
     halves = {name: value.detach().half() for name, value in tensors.items()}
-    save_file(halves, model.with_suffix(suffix), {"model": identity.hex()})
+    # Not save_file, which makes files that only their owner can read.
+    model.with_suffix(suffix).write_bytes(save(halves, {"model": identity.hex()}))
 
 
 def load_beside(model: Path, suffix: str, identity: bytes, make: Callable[[dict[str, Tensor]], T]) -> T | None:

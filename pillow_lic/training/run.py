@@ -67,7 +67,6 @@ def train(
     """
     if threads:
         torch.set_num_threads(threads)
-    _keep_memory()
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
     if validation is not None:
@@ -90,7 +89,7 @@ def train(
     return True
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have the C library keep what is freed for the next step, which asks for the same sizes again.
 
     Otherwise each step gives its 100 MB back to the system and gets them in pages anew, a sixth of its time.

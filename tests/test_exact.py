@@ -139,7 +139,10 @@ def test_a_planted_inexactness_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(layers, "bytes_work", lambda: False)
     network = load_model("mse").exact
     layer = network.layers["fine_1.mix"]
-    x = torch.randint(-32767, 32767, (layer.weight.shape[1] // 9, 1, 5, 5), dtype=torch.float64)
+    # Many positions: with weights of eight bits few sums leave float32's 24 bits by enough to show.
+    generator = torch.Generator().manual_seed(1)
+    shape = (layer.weight.shape[1] // 9, 1, 64, 64)
+    x = torch.randint(-32767, 32767, shape, dtype=torch.float64, generator=generator)
     careless = ExactLayer(layer.weight.float(), layer.bias, layer.shift, layer.size)
     assert not torch.equal(careless(x.float(), 0).double(), layer(x, 0).double())
 
@@ -158,5 +161,7 @@ def test_integers_follow_the_float_network() -> None:
     with torch.no_grad():
         mean, index, _ = model.hyper_synthesis((torch.from_numpy(z[:, 0])[None] + z_mean) * inverse, quality)
     found_mean, found_index, _ = network(z, code)
-    assert (found_mean[:, 0] / 64 - mean[0]).std() < 0.03 * mean.std()  # weights have eight bits
+    error = found_mean[:, 0] / 64 - mean[0]
+    assert error.abs().max() < 0.1
+    assert error.std() < 0.02 * mean.std()
     assert (found_index[:, 0] - index[0].clamp(0, SCALES - 1)).abs().max() < 1

@@ -148,7 +148,11 @@ def test_bench_of_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert float(second.split()[3]) < 0
     every = json.loads((tmp_path / "results" / "measurements.json").read_text())
     assert [m["pixels"] for m in every] == [64 * 64] * 8
-    for wrong in ("scalar:x", "scalar:10", "magic"):
+    assert main([*argv, "--variants", "none/scalar", "autoregressive/scalar"]) == 0
+    second = capsys.readouterr().out.splitlines()[2]
+    assert second.split()[:4] == ["autoregressive,", "scalar,", "effort", "0"]
+    assert float(second.split()[4]) < 0
+    for wrong in ("scalar:x", "scalar:10", "magic", "magic/scalar", "none/"):
         assert main([*argv, "--variants", wrong]) == 2
 
 

@@ -1,4 +1,4 @@
-"""LIC against itself: quantisers and effort."""
+"""LIC against itself: context models, quantisers and effort."""
 
 from __future__ import annotations
 
@@ -29,13 +29,19 @@ class Variant:
 
 
 def codec_of(text: str, qualities: Sequence[float]) -> Codec:
-    """LIC with "QUANTIZER:EFFORT" or "QUANTIZER"; ``ValueError`` if there is none such."""
-    quantizer, _, effort = text.partition(":")
+    """LIC with "CONTEXT/QUANTIZER:EFFORT", of which context and effort may be left out; ``ValueError`` if there is
+    none such.
+    """
+    rest, _, effort = text.partition(":")
+    context, _, quantizer = rest.rpartition("/")
     if effort and not effort.isdecimal():
-        raise ValueError(f"a variant is QUANTIZER:EFFORT, not {text!r}")
-    options = EncoderOptions(quantizer=quantizer, effort=int(effort or 0))
-    fixed = {"quantizer": options.quantizer, "effort": options.effort}
-    return Codec(f"{options.quantizer}, effort {options.effort}", LIC.format, LIC.vary, tuple(qualities), fixed)
+        raise ValueError(f"a variant is CONTEXT/QUANTIZER:EFFORT, not {text!r}")
+    fixed: dict[str, str | int] = {"quantizer": quantizer, "effort": int(effort or 0)}
+    if context:
+        fixed["context"] = context
+    EncoderOptions(**fixed)  # type: ignore[arg-type]
+    name = ", ".join([*filter(None, (context, quantizer)), f"effort {fixed['effort']}"])
+    return Codec(name, LIC.format, LIC.vary, tuple(qualities), fixed)
 
 
 def compare(measurements: Sequence[Measurement], codecs: Sequence[Codec]) -> list[Variant]:
@@ -56,10 +62,10 @@ def compare(measurements: Sequence[Measurement], codecs: Sequence[Codec]) -> lis
 
 def text(variants: Sequence[Variant]) -> str:
     """A table, with times against the first variant's."""
-    lines = [f"{'BD-rate on PSNR, %':<24}    all  from {HIGH:g}  encode s/MP   ratio  decode s/MP   ratio"]
+    lines = [f"{'BD-rate on PSNR, %':<28}    all  from {HIGH:g}  encode s/MP   ratio  decode s/MP   ratio"]
     base = variants[0]
     lines += [
-        f"{v.name:<24}{v.bd_rate:>+7.2f}{v.bd_rate_high:>+8.2f}{v.encode:>13.2f}{v.encode / base.encode:>8.2f}"
+        f"{v.name:<28}{v.bd_rate:>+7.2f}{v.bd_rate_high:>+8.2f}{v.encode:>13.2f}{v.encode / base.encode:>8.2f}"
         f"{v.decode:>13.3f}{v.decode / base.decode:>8.2f}"
         for v in variants
     ]

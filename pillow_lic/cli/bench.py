@@ -27,8 +27,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--crop", type=int, metavar="SIDE", help="only the middle of each image, so many pixels a side")
     parser.add_argument("--qualities", type=float, nargs="+", metavar="Q",
                         help="qualities to encode with; default 1 to 8")  # fmt: skip
-    parser.add_argument("--variants", nargs="+", metavar="QUANTIZER:EFFORT",
-                        help="compare these with the first of them instead")  # fmt: skip
+    parser.add_argument("--variants", nargs="+", metavar="VARIANT",
+                        help="compare these with the first of them instead: [CONTEXT/]QUANTIZER[:EFFORT]")  # fmt: skip
     parser.add_argument("--contexts", action="store_true",
                        help="compare the model's context models with each other instead")  # fmt: skip
     group = parser.add_argument_group("speed, instead of the comparison")

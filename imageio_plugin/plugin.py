@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import warnings
 from collections.abc import Iterator
-from types import EllipsisType
+from types import EllipsisType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from pillow_lic import container, options
+from pillow_lic.pixels import check_pixels
 from pillow_lic.plugin import METADATA, durations_of, info_of, mask_from, metadata_from, shown_metadata
 
 Pixels = NDArray[np.uint8]
+
+WRITE_EXTRAS = METADATA | {"duration", "loop", "progress", "roi"}
 
 
 class LicPlugin(PluginV3):
@@ -30,14 +34,18 @@ class LicPlugin(PluginV3):
         super().__init__(request)
         self._reader: container.Reader | None = None
         self._cached: tuple[int, Pixels] | None = None
-        self._written = False
+        self._frames: builtins.list[Pixels] = []
+        self._durations: builtins.list[int] = []
+        self._options: dict[str, Any] = {}
         if request.mode.io_mode != IOMode.read:
             wanted = request.extension or request.format_hint
             if wanted not in (None, ".lic"):
                 raise InitializationError(f"the LIC plugin cannot write {wanted} files")
             return
         try:
-            self._reader = container.Reader(request.get_file(), lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
+            file = request.get_file()
+            file.seek(0)  # as Image.open does with what was just written
+            self._reader = container.Reader(file, lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
             self._metadata = self._reader.metadata()
             Image._decompression_bomb_check((self._reader.header.width, self._reader.header.height))
         except SyntaxError:
@@ -46,12 +54,24 @@ class LicPlugin(PluginV3):
             request.finish()
             raise
 
-    def read(self, *, index: int | EllipsisType | None = 0, mode: str | None = None, rotate: bool = False) -> Pixels:
+    def read(
+        self,
+        *,
+        index: int | EllipsisType | None = 0,
+        mode: str | None = None,
+        rotate: bool = False,
+        writeable_output: bool = True,
+        pilmode: str | None = None,
+        exifrotate: bool | None = None,
+    ) -> Pixels:
         """A frame as (H, W) or (H, W, 2 to 4) uint8; all frames stacked for ``index=...``.
 
-        mode    a Pillow mode to convert to, e.g. "L"
-        rotate  apply the orientation that the EXIF data tell
+        mode    a Pillow mode to convert to, e.g. "L"; ``pilmode`` is its old name
+        rotate  apply the orientation that the EXIF data tell; ``exifrotate`` is its old name
+
+        What comes back is writeable, whatever ``writeable_output`` says.
         """
+        mode, rotate = _renamed("pilmode", pilmode, "mode", mode), _renamed("exifrotate", exifrotate, "rotate", rotate)
         if index is Ellipsis:
             return np.stack(builtins.list(self.iter(mode=mode, rotate=rotate)))
         self._check_index(index)
@@ -59,44 +79,74 @@ class LicPlugin(PluginV3):
         if mode is not None:
             image = image.convert(mode)
         if rotate:
-            image.getexif()[ExifTags.Base.Orientation] = self._orientation()
+            image.getexif()[ExifTags.Base.Orientation] = self._exif().get(ExifTags.Base.Orientation, 1)
             image = ImageOps.exif_transpose(image)
         return np.array(image)
 
-    def iter(self, *, mode: str | None = None, rotate: bool = False) -> Iterator[Pixels]:
+    def iter(self, *, mode: str | None = None, rotate: bool = False, writeable_output: bool = True) -> Iterator[Pixels]:
         """Every frame in turn."""
         for index in range(self._opened().header.frames):
             yield self.read(index=index, mode=mode, rotate=rotate)
 
-    def write(self, ndimage: ArrayLike | list[ArrayLike], *, is_batch: bool = False, **kwargs: Any) -> bytes | None:
-        """Write one picture, (H, W) or (H, W, 1 to 4) uint8, or a batch of frames.
+    def write(
+        self, ndimage: ArrayLike | list[ArrayLike], *, is_batch: bool | None = None, **kwargs: Any
+    ) -> bytes | None:
+        """Add a picture, (H, W) or (H, W, 1 to 4) uint8, or a batch of frames; the file is written when it is closed.
 
-        Takes the options of ``Image.save(..., format="LIC")``, ``duration`` and ``loop`` too.  Returns
-        the file if the target is ``"<bytes>"``.
+        ``is_batch=None``: lists are batches, and arrays that are no picture by their shape.  Takes the options of
+        ``Image.save(..., format="LIC")``, ``duration`` (of these frames) and ``loop`` too; the last call's hold for
+        the file.  Returns the file, written at once, if the target is ``"<bytes>"``.
         """
-        from pillow_lic import codec
-
         if self._reader is not None or self.request.mode.io_mode != IOMode.write:
             raise OSError("this LIC file was opened for reading")
-        if self._written:
-            raise ValueError("a LIC file is written at once; give all frames in one batch")
-        batched = is_batch or isinstance(ndimage, builtins.list)
+        batched = _is_batch(ndimage) if is_batch is None else is_batch or isinstance(ndimage, builtins.list)
         frames = builtins.list(map(_picture, ndimage if batched else [ndimage]))  # type: ignore[arg-type]
         if not frames:
             raise ValueError("cannot write an empty batch as LIC")
-        opts = options.options_from(kwargs, also_known=METADATA | {"duration", "loop", "progress", "roi"})
-        animation = None
-        if len(frames) > 1:
-            durations = durations_of(kwargs.get("duration", 0), len(frames))
-            animation = container.Animation(int(kwargs.get("loop", 0)), tuple(durations))
+        first = (self._frames or frames)[0]
+        if any(check_pixels(f) != check_pixels(first) or f.shape != first.shape for f in frames):
+            raise ValueError("all frames of a LIC file must have the same size and mode")
+        if (rate := kwargs.pop("fps", None)) is not None:
+            warnings.warn(f"fps is deprecated; use duration={1000 / rate:g} (ms)", DeprecationWarning, stacklevel=2)
+            kwargs["duration"] = 1000 / rate
+        options.options_from(kwargs, also_known=WRITE_EXTRAS)  # a clear error now
+        metadata_from(kwargs)
+        self._durations += durations_of(kwargs.get("duration") or 0, len(frames))
+        self._frames += frames
+        self._options |= kwargs
+        return self._flush() if self.request._uri_type == URI_BYTES else None
+
+    def _flush(self) -> bytes | None:
+        """Write the frames that were collected, if there are any."""
+        from pillow_lic import codec
+
+        frames, durations, given = self._frames, self._durations, self._options
+        self._frames, self._durations, self._options = [], [], {}
+        if not frames:
+            return None
+        animation = container.Animation(int(given.get("loop", 0)), tuple(durations)) if len(frames) > 1 else None
         mask = None
-        if kwargs.get("roi") is not None:
-            mask = np.asarray(mask_from(kwargs["roi"], Image.fromarray(frames[0])))
-        with codec.reporting_to(kwargs.get("progress")):
-            data = codec.encode(frames, opts, metadata_from(kwargs), animation, mask)
+        if given.get("roi") is not None:
+            mask = np.asarray(mask_from(given["roi"], Image.fromarray(frames[0])))
+        known = {k: v for k, v in given.items() if k in options.OPTION_NAMES}
+        with codec.reporting_to(given.get("progress")):
+            data = codec.encode(frames, options.options_from(known), metadata_from(given), animation, mask)
         self.request.get_file().write(data)
-        self._written = True
-        return data if self.request._uri_type == URI_BYTES else None
+        return data
+
+    def close(self) -> None:
+        """Write what was collected, and close the file."""
+        try:
+            self._flush()
+        finally:
+            super().close()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._frames = []  # half of the frames are no file
+        super().__exit__(kind, error, traceback)
 
     def properties(self, index: int | EllipsisType | None = 0) -> ImageProperties:
         """Shape and type, without decoding."""
@@ -109,16 +159,22 @@ class LicPlugin(PluginV3):
         return ImageProperties(shape, np.dtype(np.uint8), is_batch=False)
 
     def metadata(self, index: int | EllipsisType | None = 0, exclude_applied: bool = True) -> dict[str, Any]:
-        """Coding, mode, shape, and EXIF, ICC profile and XMP where the file has them."""
+        """Coding, mode, shape, ICC profile and XMP where the file has them, EXIF as bytes and tag by tag; without the
+        orientation unless ``exclude_applied`` is false.
+        """
         if index is not Ellipsis:
             self._check_index(index)
         header = self._opened().header
+        tags = {ExifTags.TAGS[tag]: value for tag, value in self._exif().items() if tag in ExifTags.TAGS}
+        if exclude_applied:
+            tags.pop("Orientation", None)
         return {
             **info_of(header),
             **shown_metadata(self._metadata),
             "mode": header.mode,
             "shape": (header.width, header.height),
             **self._timing(index),
+            **tags,
         }
 
     def _timing(self, index: int | EllipsisType | None) -> dict[str, Any]:
@@ -147,10 +203,27 @@ class LicPlugin(PluginV3):
             self._cached = (index, codec.decode(reader.header, reader.frame(index)))
         return self._cached[1]
 
-    def _orientation(self) -> int:
-        exif = Image.Exif()
-        exif.load(self._metadata.get("exif", b""))
-        return int(exif.get(ExifTags.Base.Orientation, 1))
+    def _exif(self) -> Image.Exif:
+        """The EXIF tags as Pillow finds them: an orientation that stands in the XMP data alone, too."""
+        image = Image.new("L", (1, 1))
+        image.info.update(shown_metadata(self._metadata))
+        return image.getexif()
+
+
+def _renamed(old: str, value: Any, new: str, current: Any) -> Any:
+    """An argument's value under its old name, with a warning, or else what it has under its new one."""
+    if value is None:
+        return current
+    warnings.warn(f"{old} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
+    return value
+
+
+def _is_batch(ndimage: ArrayLike | list[ArrayLike]) -> bool:
+    """Whether what is to be written has several pictures: imageio's rule, but that one channel is a picture."""
+    if isinstance(ndimage, list):
+        return True
+    shape = np.shape(ndimage)
+    return len(shape) > 3 or (len(shape) == 3 and not 1 <= shape[-1] <= 4)
 
 
 def _picture(array: ArrayLike) -> Pixels:

@@ -99,8 +99,9 @@ class EncoderOptions:
         if not isinstance(self.adaptive, bool) and self.adaptive != "importance":
             kind = ValueError if isinstance(self.adaptive, str) else TypeError
             raise kind(f"adaptive must be True, False or 'importance', not {self.adaptive!r}")
-        if not isinstance(self.progressive, bool):
+        if self.progressive not in (False, True):  # 1 is what a JPEG's info says
             raise TypeError(f"progressive must be True or False, not {self.progressive!r}")
+        object.__setattr__(self, "progressive", bool(self.progressive))
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if not 0 <= self.effort <= EFFORT_MAX:
             raise ValueError(f"effort must be a whole number from 0 to 9, not {self.effort}")
@@ -185,16 +186,12 @@ def set_defaults(**options: Any) -> None:
     unknown = sorted(set(options) - OPTION_NAMES)
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(OPTION_NAMES))}")
-    defaults = replace(defaults, **options)
+    defaults = _with_defaults(options)
 
 
 def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = frozenset()) -> EncoderOptions:
     """Options of a save call; names that mean nothing here warn, as ``also_known`` ones do not."""
     known = {k: v for k, v in values.items() if k in OPTION_NAMES}
-    # What a call says of the model replaces whatever the defaults say of it, and so with targets.
-    for group in (("model", "tune"), TARGETS):
-        if any(known.get(name) is not None for name in group):
-            known = dict.fromkeys(group) | known
     for name in values:
         if name not in OPTION_NAMES and name not in also_known:
             import difflib
@@ -202,7 +199,17 @@ def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = froz
             near = difflib.get_close_matches(name, OPTION_NAMES | also_known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=_users_level())
-    return replace(defaults, **known)
+    return _with_defaults(known)
+
+
+def _with_defaults(given: dict[str, Any]) -> EncoderOptions:
+    """Options, and the defaults where they say nothing: what they say of the model replaces whatever the defaults say
+    of it, and so with what decides the size.
+    """
+    for group, replaced in ((("model", "tune"),) * 2, (("quality", *TARGETS), TARGETS)):
+        if any(given.get(name) is not None for name in group):
+            given = dict.fromkeys(replaced) | given
+    return replace(defaults, **given)
 
 
 def _users_level() -> int:

@@ -32,7 +32,10 @@ SCALES = (8, 4, 2)
 """What sides of a picture may be divided by when it is decoded."""
 
 METADATA = frozenset({"exif", "icc_profile", "xmp", "comment", "dpi"})
-SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop", "progress", "roi"}
+SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop", "progress", "roi", "model_id", "model_name"}
+
+FOREIGN_PROFILES = {"L": (b"CMYK", b"Lab "), "RGB": (b"CMYK", b"Lab ", b"GRAY")}
+"""Colour spaces of ICC profiles that no picture in a mode can have; they are in bytes 16 to 20 (ICC.1, 7.2.6)."""
 
 
 class LicImageFile(ImageFile.ImageFile):
@@ -76,7 +79,9 @@ class LicImageFile(ImageFile.ImageFile):
                 raise self._fp.ex
             assert self._reader is not None
             assert self._reader.animation is not None
-            self._frame = frame
+            # Whatever thumbnail() or putalpha() made of the frame before.
+            header, self._frame, self._loaded = self._reader.header, frame, -1
+            self._size, self._mode = self._drafted(header), header.mode
             self.info["duration"] = self._reader.animation.durations[frame]
 
     def tell(self) -> int:
@@ -109,8 +114,12 @@ class LicImageFile(ImageFile.ImageFile):
         header = self._reader.header
         ratio = min(header.width // max(1, size[0]), header.height // max(1, size[1]))
         self._scale = next((s for s in SCALES if s <= ratio), 1)
-        self._size = (-(-header.width // self._scale), -(-header.height // self._scale))
+        self._size = self._drafted(header)
         return self.mode, (0, 0, header.width / self._scale, header.height / self._scale)
+
+    def _drafted(self, header: container.Header) -> tuple[int, int]:
+        """Width and height at the scale that frames are decoded at."""
+        return -(-header.width // self._scale), -(-header.height // self._scale)
 
     def thumbnail(
         self,
@@ -119,50 +128,55 @@ class LicImageFile(ImageFile.ImageFile):
         reducing_gap: float | None = 2.0,
     ) -> None:
         """As ``Image.thumbnail``; of what is not loaded yet, no more is decoded than shows at that size."""
-        self._shown = self._scale * max(self.width / max(1, size[0]), self.height / max(1, size[1]))
+        before = self._scale
+        self._shown = before * max(self.width / max(1, size[0]), self.height / max(1, size[1]))
         try:
             super().thumbnail(size, resample, reducing_gap)
+            if self._scale != before:
+                self.load()
         finally:
-            self._shown = 1
+            self._shown, self._scale = 1, before  # other frames are not drafts
 
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
         """A part of the image; before the pixels are loaded, only the tiles it needs are decoded."""
-        if box is not None and self._is_lazy:
+        if box is not None:
             left, top, right, bottom = (round(n) for n in box)
             if self._holds(left, top, right, bottom):
                 return self.read_region((left, top, right, bottom))
         return super().crop(box)
 
-    @property
-    def _is_lazy(self) -> bool:
-        """Whether a part of the current frame can be decoded without the rest."""
-        return self._reader is not None and self._loaded != self._frame and self._scale == 1
+    def _leaves_out(self, box: tuple[int, int, int, int]) -> bool:
+        """Whether a box of the current frame can be decoded without some of its tiles, none of which is yet."""
+        if self._reader is None or self._loaded == self._frame or self._scale != 1 or not self._reader.header.tile:
+            return False
+        header, side = self._reader.header, self._reader.header.tile
+        left, top, right, bottom = box
+        reach = [-(-end // side) * side for end in (right, bottom)]
+        return left >= side or top >= side or reach[0] < header.width or reach[1] < header.height
 
     def _holds(self, left: int, top: int, right: int, bottom: int) -> bool:
         """Whether a box has pixels and all of them lie inside the image."""
         return 0 <= left < right <= self.width and 0 <= top < bottom <= self.height
 
     def read_region(self, box: tuple[int, int, int, int]) -> Image.Image:
-        """The pixels of a box (left, top, right, bottom) inside the image, without loading the rest.
+        """The pixels of a box (left, top, right, bottom) inside the image, without the tiles that it does not need.
 
         Raises ``ValueError`` for a box that is empty or reaches outside, ``OSError`` as ``load()`` does.
         """
-        import numpy as np
-
         from pillow_lic import codec
 
         if not self._holds(*box):
             raise ValueError(f"the region {box} does not lie inside the image of {self.width}x{self.height} pixels")
         pixels = None
         with self._lock:
-            if self._reader is not None and self._is_lazy:
+            if self._reader is not None and self._leaves_out(box):
                 self._check_open()
                 self._reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
                 frame = self._reader.frame(self._frame)
                 pixels = codec.decode(self._reader.header, frame, self.device, box, threads=self.threads)
         if pixels is None:
             return super().crop(box)
-        region = Image.fromarray(np.ascontiguousarray(pixels))
+        region = Image.frombytes(self.mode, (box[2] - box[0], box[3] - box[1]), pixels.tobytes())
         region.info = self.info.copy()
         return region
 
@@ -180,7 +194,7 @@ class LicImageFile(ImageFile.ImageFile):
             if self.is_animated:
                 self._fp = reader.hold()  # the other frames, whatever becomes of the file
             source.close()
-        self._size = (pixels.shape[1], pixels.shape[0])  # which thumbnail() changes, of all frames
+        self._size, self._mode = (pixels.shape[1], pixels.shape[0]), reader.header.mode
         self._im = None
         self.fp = BytesIO(pixels.tobytes())
         self.tile = [ImageFile._Tile("raw", (0, 0, *self.size), 0, self.mode)]
@@ -189,7 +203,7 @@ class LicImageFile(ImageFile.ImageFile):
     def _check_open(self) -> IO[bytes]:
         """The file to read from; ``OSError`` if it is closed."""
         source = self._fp if self.is_animated else self.fp
-        if source is None or isinstance(source, DeferredError) or source.closed:
+        if source is None or isinstance(source, DeferredError) or getattr(source, "closed", False):
             raise OSError("the LIC file was closed before its pixels were loaded")
         return source
 
@@ -271,7 +285,7 @@ def info_of(header: container.Header) -> dict[str, Any]:
         "context": header.context,
         "quantizer": header.quantizer,
         "progressive": header.progressive,
-        "model": header.model_id.hex(),
+        "model_id": header.model_id.hex(),
     } | ({"model_name": header.model_name} if header.model_name else {})
 
 
@@ -283,12 +297,15 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     opts = options.options_from(info, also_known=SAVE_EXTRAS)
     if 0 in im.size:
         raise ValueError("cannot write an empty image as LIC")
-    # icc_profile=None drops the image's own profile, no icc_profile keeps it.
-    metadata = metadata_from({k: im.info.get(k) for k in ("icc_profile", "comment")} | info)
     if save_all:
         frames, durations = frames_of([im, *(info.get("append_images") or ())], info.get("duration"))
     else:
         frames, durations = [in_supported_mode(im)], [0]
+    # icc_profile=None drops the image's own profile, no icc_profile keeps it if its colours were not converted.
+    inherited = {k: im.info.get(k) for k in ("icc_profile", "comment")}
+    if (inherited["icc_profile"] or b"")[16:20] in FOREIGN_PROFILES[frames[0].mode.removesuffix("A")]:
+        del inherited["icc_profile"]
+    metadata = metadata_from(inherited | info)
 
     import numpy as np
 

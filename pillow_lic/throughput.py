@@ -55,7 +55,7 @@ def decode_batch(
     images = []
     for pixels, info in zip(found, infos, strict=True):
         image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
-        image.info = info
+        image.readonly, image.info = 0, info  # nobody else has the array
         images.append(image)
     return images
 

@@ -91,12 +91,12 @@ def grown(path: str) -> int:
     pillow_lic.register_lic_opener()
     Image.MAX_IMAGE_PIXELS = None
     with Image.open(path) as image:
-        model = image.info["model"]
+        model = image.info["model_id"]
     out = BytesIO()
     small = str(HERE / "golden" / "lattice.safetensors")
     Image.new("RGB", (32, 32)).save(out, "LIC", model=small if "PILLOW_LIC_MODELS" in os.environ else "mse")
     with Image.open(out) as image:
-        assert image.info["model"] == model
+        assert image.info["model_id"] == model
         image.load()
     before = peak()
     with Image.open(path) as image:

@@ -192,3 +192,30 @@ def test_missing_frames_are_an_error(film: bytes) -> None:
     image.seek(2)
     with pytest.raises(OSError, match="truncated"):
         image.load()
+
+
+def test_each_frame_is_whole_again(film: bytes) -> None:
+    with Image.open(BytesIO(film)) as image:
+        sizes = []
+        for frame in ImageSequence.Iterator(image):
+            assert frame.size == (90, 64)
+            frame.thumbnail((20, 20))
+            sizes.append(frame.size)
+        assert sizes == [(20, 14)] * 3
+        image.seek(1)
+        image.putalpha(100)
+        image.seek(2)
+        assert (image.mode, image.size) == ("RGB", (90, 64))
+        image.thumbnail((40, 40))
+        image.seek(0)
+        image.seek(2)
+        assert np.asarray(image).shape == (64, 90, 3)
+
+
+def test_drafts_of_all_frames(film: bytes) -> None:
+    with pillow_lic.open(BytesIO(film), size=(45, 32)) as image:
+        for frame in ImageSequence.Iterator(image):
+            assert frame.size == (45, 32)
+            frame.thumbnail((10, 10))
+        image.seek(0)
+        assert np.asarray(image).shape == (32, 45, 3)

@@ -105,12 +105,65 @@ def test_a_batch_of_one_is_a_picture(array: np.ndarray) -> None:
         iio.imwrite("<bytes>", [], extension=".lic")
 
 
-def test_a_second_write_is_refused(array: np.ndarray, tmp_path: Path) -> None:
-    with iio.imopen(tmp_path / "x.lic", "w", plugin="LIC") as file:
-        file.write(array)
-        with pytest.raises(ValueError, match="one batch"):
-            file.write(array)
-    assert iio.imread(tmp_path / "x.lic").shape == array.shape
+def test_frames_may_come_one_by_one(array: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "x.lic"
+    with iio2.get_writer(path) as writer:
+        for shift in range(3):
+            writer.append_data(np.roll(array, 8 * shift, axis=1))
+    with iio.imopen(tmp_path / "y.lic", "w", plugin="LIC") as file:
+        for duration in (40, 60):
+            file.write(array, duration=duration, loop=2)
+    assert iio.imread(path, index=...).shape == (3, *array.shape)
+    about = iio.immeta(tmp_path / "y.lic", index=...)
+    assert (about["duration"], about["loop"]) == ((40, 60), 2)
+
+
+def test_frames_that_do_not_fit_leave_the_file_as_it_was(array: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "x.lic"
+    iio.imwrite(path, array)
+    before = path.read_bytes()
+    shapes = [array, array[::2]]
+    with pytest.raises(ValueError, match="same size"):
+        _write_each(path, shapes)
+    assert path.read_bytes() == before
+
+
+def _write_each(path: Path, frames: list[np.ndarray]) -> None:
+    with iio.imopen(path, "w", plugin="LIC") as file:
+        for frame in frames:
+            file.write(frame)
+
+
+def test_batches_are_told_by_their_shape(array: np.ndarray) -> None:
+    stack = np.stack([array, array[::-1]])
+    whole = iio.imwrite("<bytes>", stack, extension=".lic", is_batch=True)
+    assert iio.imwrite("<bytes>", stack, extension=".lic") == whole
+    assert iio.imwrite("<bytes>", stack[:1], extension=".lic") == iio.imwrite("<bytes>", array, extension=".lic")
+    greys = iio.imwrite("<bytes>", stack[..., 0], extension=".lic", duration=None)
+    assert iio.improps(greys, index=...).shape == stack[..., 0].shape
+    with pytest.warns(DeprecationWarning, match="duration=50"):
+        timed = iio.imwrite("<bytes>", stack, extension=".lic", fps=20)
+    assert iio.immeta(timed, index=..., extension=".lic")["duration"] == (50, 50)
+
+
+def test_what_was_just_written_can_be_read(array: np.ndarray) -> None:
+    buffer = BytesIO()
+    iio.imwrite(buffer, array, extension=".lic")
+    assert iio.imread(buffer, plugin="LIC").shape == array.shape
+
+
+def test_exif_tags_and_old_names(array: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make], exif[ExifTags.Base.Orientation] = "Maker", 6
+    data = iio.imwrite("<bytes>", array, extension=".lic", exif=exif)
+    about = iio.immeta(data, extension=".lic", exclude_applied=False)
+    assert (about["Make"], about["Orientation"]) == ("Maker", 6)
+    assert "Orientation" not in iio.immeta(data, extension=".lic")
+    with pytest.warns(DeprecationWarning, match="use mode"):
+        assert iio.imread(data, extension=".lic", pilmode="L", writeable_output=False).shape == array.shape[:2]
+    xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    turned = iio.imwrite("<bytes>", array, extension=".lic", xmp=xmp)
+    assert iio.imread(turned, plugin="LIC", rotate=True).shape == (array.shape[1], array.shape[0], 3)
 
 
 def test_metadata_are_checked_as_pillow_checks_them(array: np.ndarray) -> None:

@@ -110,7 +110,7 @@ def test_a_file_says_which_model_is_missing(
     monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
     monkeypatch.setattr(loading, "_loaded", {})
     with Image.open(io.BytesIO(data)) as image:
-        assert (image.info["model"], image.info["model_name"]) == (identity, "mean")
+        assert (image.info["model_id"], image.info["model_name"]) == (identity, "mean")
         with pytest.raises(OSError, match=rf"model 'mean' {identity}, which is not installed; put its .safetensors"):
             image.load()
     (tmp_path / "mean.safetensors").write_bytes((folder / "mean.safetensors").read_bytes() + b" ")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 from pathlib import Path
 
@@ -177,3 +178,43 @@ def test_comment_and_resolution(photo: Image.Image, tmp_path: Path) -> None:
     for wrong in (72, ("a", "b"), (1, 2, 3)):
         with pytest.raises(TypeError, match="dpi must be two numbers"):
             coded(photo, dpi=wrong)
+
+
+def test_a_profile_of_other_colours_is_left_behind(part: Image.Image) -> None:
+    profiles = {kind: bytes(16) + kind + bytes(100) for kind in (b"CMYK", b"GRAY", b"RGB ")}
+    for mode, kind, kept in (
+        ("CMYK", b"CMYK", False),
+        ("RGB", b"RGB ", True),
+        ("L", b"GRAY", True),
+        ("RGB", b"GRAY", False),
+    ):
+        image = part.convert(mode)
+        image.info["icc_profile"] = profiles[kind]
+        assert ("icc_profile" in opened(image).info) == kept
+        assert opened(image, icc_profile=b"mine").info["icc_profile"] == b"mine"
+
+
+def test_saving_with_the_info_of_what_was_opened(part: Image.Image, tmp_path: Path) -> None:
+    lic = opened(part, quality=3, context="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lic.save(tmp_path / "b.lic", **lic.info)
+    with Image.open(tmp_path / "b.lic") as again:
+        assert {k: again.info[k] for k in lic.info} == lic.info
+    part.save(tmp_path / "a.jpg", progressive=True)
+    with Image.open(tmp_path / "a.jpg") as jpeg:
+        assert opened(jpeg, progressive=jpeg.info["progressive"]).info["progressive"] is True
+
+
+class OnlyReads:
+    """What Image.open asks of a file object, and no more."""
+
+    def __init__(self, data: bytes) -> None:
+        file = BytesIO(data)
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def test_a_file_object_that_only_reads(part: Image.Image) -> None:
+    with Image.open(OnlyReads(coded(part))) as image:
+        image.load()
+        assert image.size == part.size

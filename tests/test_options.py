@@ -116,3 +116,16 @@ def test_a_call_overrules_defaults_that_speak_of_the_same(monkeypatch: pytest.Mo
     assert options_from({"quality": 2}).model_name == "mine"
     assert options_from({"tune": "ms-ssim"}).model_name == "ms-ssim"
     assert options_from({"target_psnr": 30}).target == ("target_psnr", 30)
+
+
+def test_a_quality_replaces_a_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "defaults", EncoderOptions())
+    pillow_lic.set_defaults(target_size=500)
+    assert options_from({}).target == ("target_size", 500)
+    assert options_from({"quality": 6}).target is None
+    assert options_from({"quality": 6, "target_bpp": 1}).target == ("target_bpp", 1)
+    pillow_lic.set_defaults(quality=5)
+    assert options_from({}).target is None
+    pillow_lic.set_defaults(tune="ms-ssim")
+    pillow_lic.set_defaults(model="mine")
+    assert options_from({}).model_name == "mine"

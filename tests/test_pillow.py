@@ -102,7 +102,7 @@ def test_info(photo: Image.Image) -> None:
     info = Image.open(BytesIO(coded(photo, quality=2.5))).info
     assert info["quality"] == 2.5
     assert (info["context"], info["quantizer"]) == ("staircase", "bw16")
-    assert len(info["model"]) == 16
+    assert len(info["model_id"]) == 16
 
 
 def test_metadata_are_kept(photo: Image.Image) -> None:

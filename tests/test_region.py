@@ -82,3 +82,22 @@ def test_tiles_are_read_together_as_alone(
     together = np.asarray(Image.open(coded))
     monkeypatch.setattr(tiles, "STACK", 0)
     assert np.array_equal(together, np.asarray(Image.open(coded)))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_a_region_can_be_written_on(photo: Image.Image, mode: str) -> None:
+    region = opened(coded(photo.convert(mode), tile=64)).crop((3, 5, 40, 50))
+    colour = (7,) * len(mode) if len(mode) > 1 else 7
+    region.putpixel((2, 3), colour)
+    region.load()[0, 0] = colour
+    assert region.getpixel((0, 0)) == region.getpixel((2, 3)) == colour
+
+
+def test_patches_of_one_tile_decode_it_once(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = decoding._latents
+    monkeypatch.setattr(decoding, "_latents", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    image = opened(coded(photo))
+    patches = [image.crop((x, 0, x + 64, 64)) for x in range(0, 192, 32)]
+    assert len(decoded) == 1
+    assert np.array_equal(np.asarray(patches[1])[:, :32], np.asarray(patches[0])[:, 32:])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,8 @@ from conftest import coded, load
 from PIL import Image
 
 from pillow_lic import EncoderOptions
-from pillow_lic.batch import Summary, convert
+from pillow_lic.batch import Summary, convert, plan
+from pillow_lic.batch.files import locate, write
 from pillow_lic.batch.plan import RECORD
 from pillow_lic.cli import main
 
@@ -77,8 +79,13 @@ def test_without_a_record_times_decide(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert([photos], out, jobs=1)
     (out / RECORD).unlink()
+    assert counts(convert([photos], out, jobs=1)) == (0, 3, 0)
+    (out / RECORD).unlink(missing_ok=True)
     os.utime(out / "a.lic", (1, 1))
-    assert counts(convert([photos], out, jobs=1)) == (1, 2, 0)
+    older = convert([photos], out, jobs=1)
+    assert counts(older) == (0, 2, 1)
+    assert "not of this command's making" in str(older.failures[0].error)
+    assert counts(convert([photos], out, jobs=1, overwrite=True)) == (3, 0, 0)
     assert counts(convert([photos], out, jobs=1)) == (0, 3, 0)
 
 
@@ -182,3 +189,96 @@ def test_processes(photos: Path, tmp_path: Path) -> None:
     assert counts(convert([photos], out, jobs=2, options=EncoderOptions(quality=3, threads=1))) == (3, 0, 0)
     convert([photos], alone, jobs=1, options=EncoderOptions(quality=3, threads=1))
     assert files(out) == files(alone)
+
+
+def test_originals_are_not_replaced_on_the_way_back(photos: Path) -> None:
+    original = (photos / "a.png").read_bytes()
+    convert([photos], photos, jobs=1)
+    back = convert([photos], photos, to="png", jobs=1, keep_going=True)
+    assert counts(back) == (2, 0, 1)  # trip/b.JPG and day 1/c.webp have other names
+    assert (photos / "a.png").read_bytes() == original
+
+
+def test_a_file_is_not_replaced_by_its_own_conversion(photos: Path, tmp_path: Path) -> None:
+    convert([photos], photos, jobs=1)
+    (tmp_path / "link").symlink_to(photos, target_is_directory=True)
+    summary = convert([photos / "a.lic"], tmp_path / "link", jobs=1)
+    assert "by its own conversion" in str(summary.failures[0].error)
+
+
+def test_links_are_followed(photos: Path, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    album.mkdir()
+    (album / "one.png").symlink_to(photos / "a.png")
+    (album / "trip").symlink_to(photos / "trip", target_is_directory=True)
+    (album / "again").symlink_to(album, target_is_directory=True)
+    (album / "broken.png").symlink_to(tmp_path / "nothing")
+    out, disk = tmp_path / "out", tmp_path / "disk"
+    out.mkdir()
+    disk.mkdir()
+    (out / "trip").symlink_to(disk, target_is_directory=True)
+    assert counts(convert([album], out, jobs=1)) == (3, 0, 0)
+    assert (disk / "b.lic").is_file()
+    assert counts(convert([album], out, jobs=1)) == (0, 3, 0)
+
+
+def test_folders_that_cannot_be_read(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def locked(path: str) -> object:
+        if str(path).endswith("trip"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    summary = convert([photos], tmp_path / "out", jobs=1, keep_going=True)
+    assert counts(summary) == (1, 0, 1)
+    assert summary.failures[0].source == str(photos / "trip")
+    assert "Permission denied" in str(summary.failures[0].error)
+
+
+def test_another_filesystem_behind_a_link(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = os.replace
+
+    def across(source: str, target: str) -> None:
+        if ".lic-convert" in str(source):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    expected = tmp_path / "expected"
+    convert([photos / "a.png"], expected, jobs=1)
+    monkeypatch.setattr(os, "replace", across)
+    locate_and_write(tmp_path / "out" / "a.lic", (expected / "a.lic").read_bytes())
+    assert files(tmp_path / "out") == files(expected)
+
+
+def locate_and_write(target: Path, data: bytes) -> None:
+    write(locate(target), data, locate(target.parent / ".lic-convert"))
+
+
+def test_names_that_differ_in_case(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load("camera").crop((0, 0, 40, 40)).save(photos / "A.jpg")
+    monkeypatch.setattr(plan, "ONE_CASE", True)
+    summary = convert([photos], tmp_path / "out", jobs=1, keep_going=True)
+    assert counts(summary) == (3, 0, 1)
+    assert "already" in str(summary.failures[0].error)
+    monkeypatch.setattr(plan, "ONE_CASE", False)
+    assert counts(convert([photos], tmp_path / "out", jobs=1)) == (1, 3, 0)
+
+
+def test_one_file(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["convert", str(photos / "a.png"), str(tmp_path / "a.lic")]
+    assert main([*argv, "--dry-run"]) == 0
+    assert f"-> {tmp_path / 'a.lic'}" in capsys.readouterr().out
+    assert not (tmp_path / "a.lic").exists()
+    assert main([*argv, "--json", "--psnr"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["converted"], summary["bytes_after"]) == (1, (tmp_path / "a.lic").stat().st_size)
+    assert summary["psnr"] > 25
+    assert main([*argv, "--to", "png"]) == 2
+    (tmp_path / "a.lic").chmod(0o640)
+    (tmp_path / "link.lic").symlink_to(tmp_path / "a.lic")
+    assert main(["transcode", "--context", "none", str(tmp_path / "a.lic"), str(tmp_path / "link.lic")]) == 0
+    assert (tmp_path / "link.lic").is_symlink()
+    assert main(argv) == 0
+    assert (tmp_path / "a.lic").stat().st_mode & 0o777 == 0o640

@@ -11,7 +11,6 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from itertools import islice
 from multiprocessing.connection import Connection
 
 from pillow_lic.batch.plan import Settings, Task
@@ -112,24 +111,29 @@ def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Gen
     """On the workers of a Dask cluster, partition by partition.
 
     Every thread of a worker converts one file at a time on one core.  What a worker had in work when it died
-    goes to another, which converts what is not done yet.
+    goes to another, which converts what is not done yet; if it kills that one too, its files are tried one at a time.
     """
     from distributed import Client, as_completed
 
     settings = replace(settings, threads=1, again=True)
-    partitions = (tasks[n : n + PARTITION] for n in range(0, len(tasks), PARTITION))
+    waiting = deque(tasks[n : n + PARTITION] for n in range(0, len(tasks), PARTITION))
     with Client(scheduler) as client:
         pending, parts = as_completed(), {}
 
         def submit(count: int) -> None:
-            for part in islice(partitions, count):
+            for _ in range(min(count, len(waiting))):
+                part = waiting.popleft()
                 future = client.submit(convert_all, part, settings, pure=False)
                 parts[future.key] = part
                 pending.add(future)
 
         submit(2 * max(1, sum(client.nthreads().values())))
         for future in pending:
-            part = parts.pop(future.key)
-            error = future.exception()
-            yield from future.result() if error is None else (failed(t.source, t.target, error) for t in part)
-            submit(1)
+            part, error = parts.pop(future.key), future.exception()
+            if error is None:
+                yield from future.result()
+            elif len(part) == 1:
+                yield failed(part[0].source, part[0].target, error)
+            else:
+                waiting.extendleft([task] for task in part)
+            submit(1 if error is None else len(part))

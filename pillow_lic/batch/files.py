@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -43,6 +45,12 @@ class File(NamedTuple):
         """Where it lies."""
         return File(self.fs, str(PurePosixPath(self.path).parent))
 
+    def is_same(self, other: File) -> bool:
+        """Whether both are one file or folder, whatever they are called."""
+        if isinstance(self.fs, LocalFileSystem) and isinstance(other.fs, LocalFileSystem):
+            return os.path.realpath(self.path) == os.path.realpath(other.path)
+        return self == other
+
     @property
     def name(self) -> str:
         """Its own name, without where it lies."""
@@ -54,16 +62,47 @@ def locate(url: str | os.PathLike[str]) -> File:
     return File(*url_to_fs(os.fspath(url)))
 
 
-def files_below(folder: File) -> dict[str, Info]:
-    """Every file in a folder and the folders in it, by relative path; empty if there is no such folder."""
+def files_below(folder: File, unreadable: Callable[[OSError], None] | None = None) -> dict[str, Info]:
+    """Every file in a folder and the folders in it, by relative path; empty if there is no such folder.
+
+    Links are followed. ``unreadable`` is told of folders that cannot be read; without it they are an ``OSError``.
+    """
     folder.fs.invalidate_cache()
-    try:
-        found = folder.fs.find(folder.path, detail=True)
-    except FileNotFoundError:
-        return {}
+    if isinstance(folder.fs, LocalFileSystem):
+        found = dict(_walk(folder.path, folder.fs, frozenset(), unreadable))
+    else:
+        try:
+            found = folder.fs.find(folder.path, detail=True)
+        except FileNotFoundError:
+            return {}
     start = len(folder.path.rstrip("/"))
     names = {name[start:].lstrip("/"): info for name, info in found.items() if info["type"] == "file"}
     return dict(sorted(names.items()))
+
+
+def _walk(
+    folder: str, fs: LocalFileSystem, above: frozenset[str], unreadable: Callable[[OSError], None] | None
+) -> Iterator[tuple[str, Info]]:
+    """Files below a local folder; fsspec's own walk leaves out links and what cannot be read."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return  # a link that leads back to where it came from
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if unreadable is None:
+            raise
+        unreadable(error)
+        return
+    for entry in found:
+        path = f"{folder.rstrip('/')}/{entry.name}"
+        if entry.is_dir():
+            yield from _walk(path, fs, above | {here}, unreadable)
+        elif entry.is_file():
+            yield path, fs.info(path) | {"type": "file", "mtime": entry.stat().st_mtime}
 
 
 def read(file: File) -> bytes:
@@ -86,11 +125,7 @@ def write(file: File, data: bytes, scratch: File) -> None:
     partial = scratch.below(f".{uuid4().hex}{PARTIAL}").path
     try:
         if isinstance(fs, LocalFileSystem):
-            with open(partial, "wb") as fp:
-                fp.write(data)
-                fp.flush()
-                os.fsync(fp.fileno())
-            os.replace(partial, path)
+            _replace(path, partial, data)
         else:
             fs.pipe_file(partial, data)
             fs.mv(partial, path)
@@ -98,6 +133,31 @@ def write(file: File, data: bytes, scratch: File) -> None:
         if fs.exists(partial):
             fs.rm_file(partial)
         raise
+
+
+def _replace(path: str, partial: str, data: bytes) -> None:
+    """Make or replace a local file by way of a partial one; who may read it stays, and a link stays one."""
+    path = os.path.realpath(path)
+    with open(partial, "wb") as fp:
+        fp.write(data)
+        fp.flush()
+        os.fsync(fp.fileno())
+    if os.path.exists(path):
+        shutil.copymode(path, partial)
+    try:
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # The folder is a link to another filesystem.
+        near = f"{os.path.dirname(path)}/{os.path.basename(partial)}"
+        try:
+            shutil.copy(partial, near)
+            os.replace(near, path)
+        finally:
+            os.remove(partial)
+            if os.path.exists(near):
+                os.remove(near)
 
 
 def version(info: Info) -> str:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
@@ -19,7 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pillow_lic.batch.files import PARTIAL, File, Info, changed, files_below, read, version, write
+from pillow_lic.batch.files import PARTIAL, File, Info, changed, files_below, locate, read, version, write
 from pillow_lic.options import EncoderOptions
 from pillow_lic.plugin import EXTENSION
 
@@ -29,6 +31,10 @@ RECORD_VERSION = 1
 
 STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
 """Formats that Pillow recognises and cannot decode."""
+
+
+ONE_CASE = sys.platform in ("win32", "darwin")
+"""Whether files whose names differ in case only are one file, as a rule."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +83,19 @@ class Plan:
     record: dict[str, Entry] = field(default_factory=dict)
 
 
-def sources_of(sources: Iterable[File], suffix: str) -> Iterator[tuple[str, File, Info]]:
+def sources_of(
+    sources: Iterable[File], suffix: str, unreadable: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, File, Info]]:
     """Relative path, file and info of every source.
 
     In folders: pictures of any format for .lic targets, .lic files for others; hidden files and folders are
-    left out.  A file that is named itself is taken as it is.  Raises ``FileNotFoundError``.
+    left out.  A file that is named itself is taken as it is.  ``unreadable`` is told of folders that cannot be read.
+    Raises ``FileNotFoundError``.
     """
     wanted = readable() if suffix == EXTENSION else frozenset({EXTENSION})
     for source in sources:
         if source.fs.isdir(source.path):
-            for name, info in files_below(source).items():
+            for name, info in files_below(source, unreadable).items():
                 path = PurePosixPath(name)
                 if path.suffix.lower() in wanted and not any(part.startswith(".") for part in path.parts):
                     yield name, source.below(name), info
@@ -107,13 +116,18 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
     there = files_below(target)
     plan = Plan(record=_read_record(target, there))
     seen: dict[str, File] = {}
-    for name, source, info in sources_of(sources, settings.suffix):
+
+    def unreadable(error: OSError) -> None:
+        plan.failures.append((locate(error.filename), f"cannot be read: {error.strerror}"))
+
+    for name, source, info in sources_of(sources, settings.suffix, unreadable):
         place = str(PurePosixPath(name).with_suffix(settings.suffix))
-        if place in seen:
-            plan.failures.append((source, f"{seen[place]} becomes {place} already"))
+        key = unicodedata.normalize("NFC", place).casefold() if ONE_CASE else place
+        if key in seen:
+            plan.failures.append((source, f"{seen[key]} becomes {place} already"))
             continue
-        seen[place] = source
-        if target.below(place) == source:
+        seen[key] = source
+        if target.below(place).is_same(source):
             plan.failures.append((source, "would be replaced by its own conversion"))
             continue
         found = there.get(place)
@@ -121,6 +135,9 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
         entry, origin = plan.record.get(place), _origin(source, info, settings)
         if not overwrite and found is not None and _is_done(entry, origin, shown, found, info):
             plan.done += 1
+            continue
+        if not overwrite and found is not None and entry is None:
+            plan.failures.append((source, f"{target.below(place)} is there and not of this command's making"))
             continue
         if overwrite or entry is None or entry.origin != origin:
             entry = plan.record[place] = Entry(origin, shown)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 import pillow_lic
-from pillow_lic import container
+from pillow_lic.batch import metadata
 from pillow_lic.batch.files import File, read, write
 from pillow_lic.batch.plan import Settings, Task, is_done
 from pillow_lic.plugin import EXTENSION, in_supported_mode
@@ -76,13 +76,10 @@ def transform(data: bytes, settings: Settings) -> tuple[bytes, int, float | None
     out = BytesIO()
     with Image.open(BytesIO(data)) as opened:
         opened.load()  # some formats keep their metadata behind the pixels
-        options |= {k: opened.info[k] for k in container.METADATA if opened.info.get(k)}
-        if "exif" not in options and (exif := opened.getexif()):
-            options["exif"] = exif.tobytes()
         image: Image.Image = opened
-        if getattr(image, "is_animated", False) and form in Image.SAVE_ALL:
-            durations = [frame.info.get("duration", 0) for frame in ImageSequence.Iterator(image)]
-            options |= {"save_all": True, "duration": durations, "loop": image.info.get("loop", 0)}
+        options |= metadata.options_for(image, form)
+        if form in Image.SAVE_ALL and metadata.is_film(image):
+            options |= metadata.timing_for(image, form)
         image.save(out, form, **options)
         coded = out.getvalue()
         return coded, image.width * image.height, _psnr(image, coded) if settings.psnr else None
@@ -94,7 +91,8 @@ def _psnr(image: Image.Image, coded: bytes) -> float | None:
 
     from pillow_lic.pixels import psnr
 
-    image.seek(0)
+    if image.tell() and metadata.is_film(image):
+        image.seek(0)
     with Image.open(BytesIO(coded)) as back:
         both = [np.asarray(in_supported_mode(i).convert("RGB")) for i in (image, back)]
     found = psnr(both[0], both[1])

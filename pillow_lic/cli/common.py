@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,17 +71,27 @@ def progress(task: str) -> Iterator[None]:
             yield
 
 
+def permissions(path: Path) -> int:
+    """The mode of a file, or that of a new one."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 @contextmanager
 def atomically(target: Path) -> Iterator[IO[bytes]]:
-    """Write beside the target and rename: the target is the old file or the whole new one."""
+    """Write beside the target and rename: the target is the old file or the whole new one, and as open to others as it
+    was; a link stays one.
+    """
+    target = target.resolve()
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
     partial = Path(name)
     try:
         with os.fdopen(handle, "w+b") as fp:
             yield fp
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
+        partial.chmod(permissions(target))
         os.replace(partial, target)
     except BaseException:
         partial.unlink(missing_ok=True)

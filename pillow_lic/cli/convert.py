@@ -5,10 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 from pillow_lic.cli.common import UsageError, add_encoder_options, encoder_options, progress
 from pillow_lic.options import EncoderOptions
+
+if TYPE_CHECKING:
+    from pillow_lic.batch import Summary
+
+TO = ".lic"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,12 +26,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("target", metavar="TARGET", help="a file, whose extension decides the format, or a folder")
     add_encoder_options(parser)
     group = parser.add_argument_group("folders")
-    group.add_argument("--to", default=".lic", metavar="EXT",
+    group.add_argument("--to", default=TO, metavar="EXT",
                        help="format in the target folder; any but .lic converts .lic files (%(default)s)")  # fmt: skip
     group.add_argument("--jobs", type=int, metavar="N", help="worker processes (one for each core)")
     group.add_argument("--engine", choices=("local", "dask"), default="local", help="where to work (%(default)s)")
     group.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster, such as tcp://host:8786")
-    group.add_argument("--overwrite", action="store_true", help="convert what is already done, too")
+    group.add_argument("--overwrite", action="store_true", help="convert what is done, too, and replace other files")
     group.add_argument("--keep-going", action="store_true", help="go on after a failure; exit code 1 in the end")
     group.add_argument("--dry-run", action="store_true", help="only print what would be converted")
     group.add_argument("--psnr", action="store_true", help="measure the PSNR of each file")
@@ -48,24 +55,38 @@ def run(args: argparse.Namespace) -> None:
     if folder or len(args.sources) > 1 or source.fs.isdir(source.path):
         _convert_folders(args, options)
     else:
-        _convert_file(args.sources[0], args.target, options)
+        _convert_file(args, options)
 
 
-def _convert_file(source: str, target: str, options: EncoderOptions) -> None:
+def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
     from pillow_lic import batch
     from pillow_lic.batch.files import locate
     from pillow_lic.batch.plan import Settings, Task
     from pillow_lic.batch.worker import convert
 
+    if args.scheduler or args.to != TO:
+        raise UsageError("--engine, --scheduler and --to are for folders")
+    (source,), target = args.sources, args.target
     try:
         suffix = batch.suffix_of(PurePath(target).suffix)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    task = Task(locate(source), locate(target))
+    task, summary = Task(locate(source), locate(target)), batch.Summary()
+    if args.dry_run:
+        summary.planned = [(str(task.source), str(task.target))]
+        _print(summary, as_json=args.json)
+        return
+    started = time.perf_counter()
     with progress("convert"):
-        result = convert(task, Settings(suffix, options, task.target.folder))
+        result = convert(task, Settings(suffix, options, task.target.folder, psnr=args.psnr))
+    summary.add(result)
+    summary.seconds = time.perf_counter() - started
+    if args.json:
+        _print(summary, as_json=True)
+        return
     bits = 8 * result.after / result.pixels
-    print(f"{source} -> {target}: {result.before} -> {result.after} bytes, {bits:.4f} bpp")
+    quality = "" if result.psnr is None else f", {result.psnr:.2f} dB"
+    print(f"{source} -> {target}: {result.before} -> {result.after} bytes, {bits:.4f} bpp{quality}")
 
 
 def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
@@ -93,11 +114,15 @@ def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
         )  # fmt: skip
     for failure in summary.failures:
         print(f"{failure.source}: {failure.error}", file=sys.stderr)
-    if args.json:
-        print(json.dumps(summary.as_dict(), indent=1))
-    else:
-        for source, target in summary.planned:
-            print(f"{source} -> {target}")
-        print(summary.text())
+    _print(summary, as_json=args.json)
     if summary.failures:
         raise OSError(f"{len(summary.failures)} files could not be converted")
+
+
+def _print(summary: Summary, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary.as_dict(), indent=1))
+        return
+    for source, target in summary.planned:
+        print(f"{source} -> {target}")
+    print(summary.text())

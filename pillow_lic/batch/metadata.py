@@ -1,0 +1,111 @@
+"""What goes along when a picture changes its format: EXIF, ICC profile, XMP, comment, resolution, and frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import ExifTags, Image, ImageSequence
+from PIL.PngImagePlugin import PngInfo
+
+from pillow_lic.plugin import FORMAT
+
+STILLS = frozenset({"MPO", "PSD"})
+"""Formats whose further "frames" are previews, gain maps or layers; the first one is the picture."""
+
+_TAGS = ExifTags.Base
+DESCRIPTIVE = frozenset(
+    {
+        _TAGS.ImageDescription, _TAGS.Make, _TAGS.Model, _TAGS.Orientation, _TAGS.Software, _TAGS.DateTime,
+        _TAGS.Artist, _TAGS.HostComputer, _TAGS.Copyright, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo,
+    }
+)  # fmt: skip
+"""Tags of a TIFF directory that tell about the picture; the others tell where and how its pixels lie in that file."""
+
+_XMP, _COMMENT = 700, int(_TAGS.ImageDescription)
+
+
+def options_for(image: Image.Image, form: str) -> dict[str, Any]:
+    """Save options that give a loaded image's metadata to a file in another format, as far as it has room for them.
+
+    Colour profiles of .lic targets are left to the plugin, which knows whether colours are converted.
+    """
+    info = image.info
+    found = {name: info[name] for name in ("icc_profile", "xmp") if info.get(name)}
+    if comment := info.get("comment") or info.get("Comment"):
+        found["comment"] = comment
+    if (exif := _exif(image)) is not None:
+        found["exif"] = exif
+    if (dpi := _dpi(info)) is not None:
+        found["dpi"] = dpi
+    if form == FORMAT:
+        found.pop("icc_profile", None)
+    elif form == "PNG":
+        found["pnginfo"] = _texts(found)
+    elif form == "TIFF":
+        found["exif"] = _directory(found)
+    return found
+
+
+def is_film(image: Image.Image) -> bool:
+    """Whether an image's frames belong together."""
+    return getattr(image, "is_animated", False) and image.format not in STILLS
+
+
+def timing_for(image: Image.Image, form: str) -> dict[str, Any]:
+    """Save options that give a film's frames, durations and loops to another format."""
+    # A GIF that says nothing is played once.
+    found: dict[str, Any] = {"save_all": True, "loop": image.info.get("loop", 1 if image.format == "GIF" else 0)}
+    if form != FORMAT:
+        durations = []
+        for frame in ImageSequence.Iterator(image):
+            frame.load()  # before which some formats do not know
+            durations.append(frame.info.get("duration", 0))
+        found["duration"] = durations
+    return found
+
+
+def _exif(image: Image.Image) -> bytes | None:
+    if image.info.get("exif"):
+        data: bytes = image.info["exif"]
+        return data
+    exif = image.getexif()
+    if image.format == "TIFF":
+        whole, exif = exif, Image.Exif()
+        for tag in DESCRIPTIVE & set(whole):
+            exif[tag] = whole.get_ifd(tag) if tag in ExifTags.IFD else whole[tag]
+    return exif.tobytes() if exif else None
+
+
+def _dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
+    """The resolution, unless it is no pair of numbers: TIFF files may divide by zero."""
+    try:
+        x, y = map(float, info["dpi"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (x, y) if math.isfinite(x) and math.isfinite(y) else None
+
+
+def _texts(found: dict[str, Any]) -> PngInfo:
+    """XMP and comment as PNG keeps them; takes them out of what is found."""
+    texts = PngInfo()
+    for keyword, name in (("XML:com.adobe.xmp", "xmp"), ("Comment", "comment")):
+        if name in found:
+            texts.add_itxt(keyword, _text(found.pop(name)))
+    return texts
+
+
+def _directory(found: dict[str, Any]) -> bytes:
+    """EXIF, XMP and comment as tags of a TIFF; takes them out of what is found."""
+    exif = Image.Exif()
+    exif.load(found.pop("exif", b""))
+    if "xmp" in found:
+        exif[_XMP] = found.pop("xmp")
+    if "comment" in found:
+        exif[_COMMENT] = _text(found.pop("comment"))
+    return exif.tobytes()
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -22,7 +22,11 @@ WORTH_CUDA = 256 * 256
 @contextmanager
 def quiet(device: torch.device, threads: int | None = None) -> Iterator[None]:
     """No gradients, no autocast and at most so many threads, whatever the caller has set; all is put back after."""
-    with on_threads(threads), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+    with ExitStack() as stack:
+        stack.enter_context(on_threads(threads))
+        stack.enter_context(torch.inference_mode())
+        for kind in {"cpu", device.type}:  # some of the work for a GPU is the CPU's
+            stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 

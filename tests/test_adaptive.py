@@ -10,6 +10,7 @@ from PIL import Image
 
 from pillow_lic import codec, container
 from pillow_lic.distortions import ssim_map
+from pillow_lic.models.loading import load_model
 from pillow_lic.search.even import even_levels
 
 
@@ -71,3 +72,10 @@ def test_bits_go_from_what_is_good_to_what_is_bad() -> None:
 def test_adaptive_is_yes_or_no(photo: Image.Image) -> None:
     with pytest.raises(ValueError, match="adaptive must be True, False or 'importance', not 'much'"):
         coded(photo, adaptive="much")
+
+
+def test_an_importance_map_leaves_random_numbers_alone(part: Image.Image) -> None:
+    load_model("mse")._made.clear()
+    state = torch.get_rng_state()
+    coded(part, adaptive="importance")
+    assert torch.equal(state, torch.get_rng_state())

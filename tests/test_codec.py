@@ -237,3 +237,21 @@ def test_pixels_of_other_kinds_are_refused() -> None:
 def test_export_keeps_the_ladder_of_scales() -> None:
     assert probabilities.sigma_of(0) == pytest.approx(0.11)
     assert probabilities.sigma_of(63) == pytest.approx(60)
+
+
+def test_a_picture_that_no_decoder_would_take() -> None:
+    with pytest.raises(ValueError, match="16777216 pixels a side"):
+        coded(Image.new("L", (2**24 + 1, 1)))
+
+
+def test_progress_of_a_target_is_that_of_encoding(small: Image.Image) -> None:
+    seen: list[tuple[int, int]] = []
+    coded(small, target_psnr=30, progress=lambda *both: seen.append(both))
+    assert seen
+    assert set(seen) == {(1, 1)}
+    before = len(seen)
+    frames = [small, small.rotate(90), small.rotate(180)]
+    film = coded(small, save_all=True, append_images=frames[1:])
+    with codec.reporting_to(lambda *both: seen.append(both)):
+        codec.transcode(film, "none")
+    assert seen[before:] == [(1, 3), (2, 3), (3, 3)]

@@ -230,6 +230,7 @@ def set_and_put_back(setter: Callable[[object], object], value: object, before: 
 CALLERS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "default device": lambda: torch.device("meta"),
     "default dtype": lambda: set_and_put_back(torch.set_default_dtype, torch.float64, torch.float32),
+    "short dtype": lambda: set_and_put_back(torch.set_default_dtype, torch.bfloat16, torch.float32),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "inference mode": torch.inference_mode,
     "anomalies": torch.autograd.detect_anomaly,

@@ -214,3 +214,14 @@ def test_a_model_without_a_lattice_says_so(part: Image.Image, tmp_path: Path, mo
     with pytest.raises(OSError, match="its quantizer is 'scalar'"):
         pixels_of(data)
     assert torch.is_grad_enabled()
+
+
+def test_points_do_not_depend_on_the_precision_of_products() -> None:
+    x = np.random.default_rng(4).normal(scale=300, size=(2000, 16)).astype(np.float32)
+    expected = lattice.quantise(x, lattice.BW16)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = lattice.quantise(x, lattice.BW16)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))

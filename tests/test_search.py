@@ -76,6 +76,17 @@ def test_search_is_deterministic_and_leaves_torch_alone(part: Image.Image) -> No
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("quantizer", ["scalar", "diamond", "bw16"])
+def test_a_search_is_the_same_with_any_default_dtype(part: Image.Image, dtype: torch.dtype, quantizer: str) -> None:
+    expected = [coded(part, effort=effort, quantizer=quantizer) for effort in (1, 3)]
+    torch.set_default_dtype(dtype)
+    try:
+        assert [coded(part, effort=effort, quantizer=quantizer) for effort in (1, 3)] == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_search_that_finds_nothing_better_changes_nothing(part: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile, "refine", lambda start, *_: start.round() + 1)
     monkeypatch.setattr(Rounding, "best", lambda _, target, curves: target.round() + 1)

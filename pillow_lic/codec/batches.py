@@ -174,7 +174,7 @@ class _Decoding:
         ]
         transparency = None
         if frame.alpha is not None:
-            transparency = pool.submit(alpha.unpack, frame.alpha, header.width, header.height)
+            transparency = pool.submit(alpha.unpack, frame.alpha or alpha.OPAQUE, header.width, header.height)
         colours = 3 if header.mode.startswith("RGB") else 1
         pixels = torch.empty((colours, header.height, header.width), dtype=torch.uint8, device=device)
         return cls(header, model, device, latents, transparency, pixels, len(latents))
@@ -329,7 +329,7 @@ def _prepare(model: OneQuality, header: Header, device: torch.device) -> None:
         return
     model.synthesis(device, block_dtype(device))
     if isinstance(model, Model):
-        model.hyper_synthesis(device)
+        model.hyper_synthesis(device).prepare()
         if header.context in model.contexts:
             model.context(header.context, device)
     torch.cuda.synchronize(device)

@@ -46,6 +46,16 @@ def reporting_to(callback: Callable[[int, int], None] | None) -> Iterator[None]:
         on_progress.reset(token)
 
 
+@contextmanager
+def in_silence() -> Iterator[None]:
+    """Report nothing of some work."""
+    token = on_progress.set(None)
+    try:
+        yield
+    finally:
+        on_progress.reset(token)
+
+
 def report(done: int, total: int) -> None:
     """Tell whoever listens how far the work has come."""
     callback = on_progress.get()

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 import torch
@@ -94,6 +95,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     contexts = contexts_to_try(family, context)
     on = choose_device(device, header.width * header.height)
     frames = []
+    work = count(1)
     with quiet(on):
         for coded in reader.frames():
             tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
@@ -103,7 +105,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
                     tiles[name].append(
                         to_bytes(model, tile, name, header, part.count if isinstance(part, Scans) else 1)
                     )
-                report(len(tiles[contexts[0]]), header.tiles)
+                report(next(work), header.frames * header.tiles)
             frames.append((tiles, coded.alpha))
     best = min(contexts, key=lambda name: sum(len(t) for tiles, _ in frames for t in tiles[name]))
     chosen = [Frame(tiles[best], transparency) for tiles, transparency in frames]

@@ -18,7 +18,7 @@ from pillow_lic import alpha, container, options
 from pillow_lic.codec import families
 from pillow_lic.codec.adaptation import chosen_levels, important_levels
 from pillow_lic.codec.analysis import Part, analysed
-from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor, report
+from pillow_lic.codec.common import contexts_to_try, crop, in_silence, quality_tensor, report
 from pillow_lic.codec.decoding import decode
 from pillow_lic.codec.tiles import to_bytes
 from pillow_lic.container import MAX_QUALITY_CODE, Animation, Coded, Frame, Header
@@ -72,6 +72,8 @@ def encode(
     family = load_model(opts.model_name)
     if isinstance(family, Family):
         families.check(family, opts, roi)
+    if max(width, height) > container.MAX_SIDE or len(pictures) > container.MAX_FRAMES:
+        raise ValueError(f"LIC files have at most {container.MAX_SIDE} pixels a side and {container.MAX_FRAMES} frames")
     header = header_for(
         family, opts, width, height, mode, len(pictures), adaptive=roi is not None or bool(opts.adaptive)
     )
@@ -124,6 +126,9 @@ def header_for(
     :func:`encode`.
     """
     side = default_tile(width, height) if opts.tile is None else opts.tile
+    reach = LATENT_STRIDE * family.at_quality(opts.quality_code)[0].arch.synthesis_margin
+    if 0 < side < reach:
+        raise ValueError(f"tile must be at least {reach} for this model, whose pixels depend on latents so far away")
     if not side and not container.fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     return Header(
@@ -195,7 +200,8 @@ def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str
         data = at(MAX_QUALITY_CODE - below, quickly=quickly)
         reader = container.Reader(io.BytesIO(data))
         reader.metadata()
-        shown = [decode(reader.header, replace(frame, alpha=None), device) for frame in reader.frames()]
+        with in_silence():
+            shown = [decode(reader.header, replace(frame, alpha=None), device) for frame in reader.frames()]
         return data, -min(100.0, psnr(np.stack(pictures), np.stack(shown)))
 
     found = largest(-wanted, MAX_QUALITY_CODE, lambda code: attempt(code, quickly=True)[1], attempt)

@@ -119,6 +119,7 @@ class ExactContext:
         offsets in 64ths that are multiples of their grains.
         """
         inverse, first = (t.index_select(0, scale) for t in self._by_scale[1:])
+        offset = offset.to(torch.float32)
         whole = torch.floor((offset + HALF) * 2.0**-STEP_BITS)
         fraction = offset - whole * 2.0**STEP_BITS
         return first + fraction.abs() * inverse, whole, fraction

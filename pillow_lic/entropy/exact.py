@@ -81,6 +81,10 @@ class ExactLayer:
         """The same layer with its weights on a device."""
         return ExactLayer(self.weight.to(device), self.bias, self.shift, self.size)
 
+    def prepare(self) -> None:
+        """Make what the first use would, for threads that use it from streams of their own."""
+        self._layer  # noqa: B018
+
     def __call__(self, x: Tensor, quality_code: int) -> Tensor:
         """(in, n, h, w) whole numbers of any type -> (out, n, h, w), n grids apart from each other."""
         return self._layer(self._columns(x), quality_code).reshape(-1, *x.shape[1:])
@@ -115,6 +119,11 @@ class ExactHyperSynthesis:
             if table.size and not -LIMIT_OF_Z <= int(table.min()) <= int(table.max()) <= LIMIT_OF_Z:
                 raise ValueError("the model's prior of z is out of range")
         self.scales = scales
+
+    def prepare(self) -> None:
+        """Make what the first use would, for threads that use it from streams of their own."""
+        for layer in self.layers.values():
+            layer.prepare()
 
     def to(self, device: torch.device) -> ExactHyperSynthesis:
         """The same network with its weights on a device."""

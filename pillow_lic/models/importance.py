@@ -53,8 +53,9 @@ def load_importance(model: Path, identity: bytes, latents: int, device: torch.de
     """
 
     def made(state: dict[str, Tensor]) -> ImportanceMap:
-        network = ImportanceMap(latents, state["enter.weight"].shape[0])
-        network.load_state_dict(state)
+        with torch.device("meta"):  # no random numbers, and no default dtype
+            network = ImportanceMap(latents, state["enter.weight"].shape[0])
+        network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
         return network.to(device).eval().requires_grad_(False)
 
     return load_beside(model, SUFFIX, identity, made)

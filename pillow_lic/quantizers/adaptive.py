@@ -55,7 +55,7 @@ class Priors:
         h, w = self.mean.shape[1:]
         spread = torch.from_numpy(levels.astype(np.int64)).to(self.mean.device)
         spread = spread.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[:h, :w]
-        factor = torch.tensor(FACTORS, device=self.mean.device)[spread + LIMIT]
+        factor = torch.tensor(FACTORS, dtype=torch.int64, device=self.mean.device)[spread + LIMIT]
         mean = (self.mean.long() * factor + (1 << FACTOR_BITS - 1)) >> FACTOR_BITS
         index = (self.index.long() + spread).clamp(0, scales - 1)
         finer = factor.to(torch.float32) / 2**FACTOR_BITS
@@ -69,7 +69,7 @@ class Priors:
         mean, index = self.mean.flatten().clone(), self.index.flatten().clone()
         mean[at] = ((mean[at].long() * FACTORS[level + LIMIT] + (1 << FACTOR_BITS - 1)) >> FACTOR_BITS).int()
         index[at] = (index[at].long() + level).clamp(0, scales - 1).to(torch.uint8)
-        factor = torch.ones(self.mean.shape, device=self.mean.device)
+        factor = torch.ones(self.mean.shape, dtype=torch.float32, device=self.mean.device)
         factor.view(-1)[at] = FACTORS[level + LIMIT] / 2**FACTOR_BITS
         if self.factor is not None:
             factor *= self.factor

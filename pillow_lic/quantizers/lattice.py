@@ -136,10 +136,12 @@ def distances(x: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
 def _summed(values: Sequence[NDArray[np.float32]], ones: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sums over members (G, side) by word, (G, words), of the first values where it has a zero, else of the second.
 
-    With torch's threads: NumPy's go on spinning for tens of milliseconds, and keep torch's from the cores.
+    With torch's threads: NumPy's go on spinning for tens of milliseconds, and keep torch's from the cores. In float64,
+    which torch never multiplies in less, whatever ``set_float32_matmul_precision`` says.
     """
-    x = torch.from_numpy(np.concatenate(values, axis=1, dtype=np.float32))
-    found: NDArray[np.float32] = (x @ torch.from_numpy(np.concatenate([1 - ones, ones]))).numpy()
+    x = torch.from_numpy(np.concatenate(values, axis=1, dtype=np.float64))
+    words = torch.from_numpy(np.concatenate([1 - ones, ones], dtype=np.float64))
+    found: NDArray[np.float32] = (x @ words).numpy().astype(np.float32)
     return found
 
 

@@ -93,7 +93,7 @@ class DiamondChoice:
         half = half + 0.5
         error = (values - values.detach().round()).abs()
         # Half steps, squared, lie so far beyond whole ones: (1/2 - error)^2 - error^2.
-        nearer = torch.zeros(int(self.position.max()) + 1, device=values.device)
+        nearer = values.new_zeros(int(self.position.max()) + 1)
         nearer = nearer.index_add(0, self.position, (error - 0.25) * self.wide)
         chance = _chances(nearer, generator)
         share = torch.sigmoid((nearer * (4 / 3 / temperature) + noise * torch.logit(chance)) / temperature)
@@ -108,7 +108,7 @@ class DiamondChoice:
     def best(self, target: Tensor, curves: Tensor) -> Tensor:
         """See :class:`Relaxation`."""
         (whole, one), (half, other) = (Rounding(self.costs.part((n,))).decided(target - n / 2, curves) for n in (0, 1))
-        saved = torch.zeros(int(self.position.max()) + 1, device=target.device)
+        saved = target.new_zeros(int(self.position.max()) + 1)
         saved = saved.index_add(0, self.position, (one - other) * self.wide)
         return torch.where((saved > 0)[self.position] & self.wide, half + 0.5, whole)
 
@@ -132,7 +132,7 @@ class LatticeChoice:
         others, bits = Rounding(self.costs.part((0, self.rest)))(values[self.rest], temperature, noise, generator)
         x = values[self.members]
         floors, moved = candidates(x.detach(), self.kind)
-        points = floors + moved / 2
+        points = floors + moved.to(x.dtype) / 2
         # Between two neighbours of a line this has the slope of the scalar choice at one half.
         favour = (points - x).square().sum(dim=2) * (-4 / 3 / temperature)
         chance = _chances(favour, generator)
@@ -151,7 +151,7 @@ class LatticeChoice:
         """See :class:`Relaxation`."""
         x, weight = target[self.members], curves[self.members]
         floors, moved = candidates(x, self.kind)
-        points = floors + moved / 2
+        points = floors + moved.to(x.dtype) / 2
         cost = (weight * (points - x).square()).sum(dim=2) + self._bits(floors, moved)
         chosen = points[cost.argmin(dim=0), torch.arange(len(x), device=x.device)]
         alone = Rounding(self.costs.part((0, self.rest))).best(target[self.rest], curves[self.rest])
@@ -167,7 +167,7 @@ class LatticeChoice:
 
 def _chances(like: Tensor, generator: torch.Generator) -> Tensor:
     """Random numbers between 0 and 1, of a tensor's shape, whose logarithms are finite."""
-    return torch.rand(like.shape, generator=generator, device=like.device).clamp_(1e-6, 1 - 1e-6)
+    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device).clamp_(1e-6, 1 - 1e-6)
 
 
 CANDIDATES = 4
@@ -182,10 +182,10 @@ def candidates(x: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     words = torch.from_numpy(kind.words).to(x.device, torch.long)
     if 2 * len(words) == CANDIDATES:
         moved = words.repeat_interleave(2, 0)[:, None].expand(-1, *x.shape)
-        return torch.stack([f for word in words for f in nearest_two(x - word / 2)]), moved
+        return torch.stack([f for word in words for f in nearest_two(x - word.to(x.dtype) / 2)]), moved
     far = torch.from_numpy(distances(x.cpu().numpy(), kind)).to(x.device)
     moved = words[far.topk(CANDIDATES, dim=1, largest=False).indices.T]
-    return torch.stack([nearest_two(x - word / 2)[0] for word in moved]), moved
+    return torch.stack([nearest_two(x - word.to(x.dtype) / 2)[0] for word in moved]), moved
 
 
 def nearest_two(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +194,7 @@ def nearest_two(x: Tensor) -> tuple[Tensor, Tensor]:
     error = x - nearest
     odd = nearest.sum(dim=1).remainder(2) == 1
     worst = error.abs().topk(2, dim=1).indices
-    move = torch.where(error.gather(1, worst) >= 0, 1.0, -1.0)
+    move = torch.where(error.gather(1, worst) >= 0, 1.0, -1.0).to(x.dtype)
     one = nearest.scatter_add(1, worst[:, :1], move[:, :1])
     other = torch.where(odd[:, None], nearest, one).scatter_add(1, worst[:, 1:], move[:, 1:])
     return torch.where(odd[:, None], one, nearest), other

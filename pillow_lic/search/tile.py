@@ -76,7 +76,7 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
     device = coded.device
     if context == "none" and tile.lattice is None:
         row = tile.priors.index[coded].long()
-        zero = torch.zeros(row.shape, device=device)
+        zero = torch.zeros(row.shape, dtype=torch.float32, device=device)
         return Rounding(Costs(cost_table(model.tables, device), row, zero, zero + 1))
     network = model.context(context, device)
     with quiet(device):

@@ -193,7 +193,7 @@ class FamilyModel:
 
     def gain(self, quality: float) -> Tensor:
         """Steps for each unit of y: one."""
-        return torch.ones(self.arch.latents, 1, 1)
+        return torch.ones((self.arch.latents, 1, 1), dtype=torch.float32, device="cpu")
 
     inverse_gain = gain
 

@@ -88,9 +88,11 @@ class Codec(nn.Module):
         self.amount: nn.Sequential | None = None
         if companding:
             hidden = model.arch.hyper_channels
-            self.amount = nn.Sequential(nn.Conv2d(hidden, 32, 1), nn.LeakyReLU(0.125), nn.Conv2d(32, 1, 1))
-            nn.init.zeros_(self.amount[2].weight)
-            nn.init.constant_(self.amount[2].bias, -2.0)  # A = 1.13: nearly even steps at first
+            last = nn.Conv2d(32, 1, 1)
+            with torch.no_grad():
+                last.weight.zero_()
+                last.bias = nn.Parameter(torch.tensor([-2.0]))  # A = 1.13: nearly even steps at first
+            self.amount = nn.Sequential(nn.Conv2d(hidden, 32, 1), nn.LeakyReLU(0.125), last)
 
     def forward(self, pixels: Tensor, quality: Tensor, progress: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of a batch and the figures that a trainer logs."""

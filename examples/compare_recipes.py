@@ -123,7 +123,8 @@ def main() -> None:
             line["float32 ms"] = round(synthesis_time(recipe, torch.float32), 1)
             line["bfloat16 ms"] = round(synthesis_time(recipe, torch.bfloat16), 1)
         else:
-            line["curve"] = trained_curve(recipe, given.data, given.images, given.runs / path.stem, given.start)
+            name = path.stem if given.start is None else f"{path.stem}-from-{given.start.parent.name}"
+            line["curve"] = trained_curve(recipe, given.data, given.images, given.runs / name, given.start)
         found.append(line)
         print({k: v for k, v in line.items() if k != "curve"}, flush=True)
     if given.time_only:

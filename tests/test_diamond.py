@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +143,27 @@ def test_the_golden_file_names_its_quantiser(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PILLOW_LIC_MODELS", str(golden))
     with Image.open(golden / "diamond-none.lic") as image:
         assert image.info["quantizer"] == "diamond"
+
+
+def test_companding_is_undone_and_finer_near_the_mean() -> None:
+    example = runpy.run_path(str(Path(__file__).resolve().parent.parent / "examples" / "companding.py"))
+    x = torch.linspace(-1.5, 1.5, 301)
+    for amount in (1.0, 1.2, 3.0, 20.0):
+        a = torch.full_like(x, amount)
+        compressed = example["compress"](x, a)
+        assert torch.allclose(example["expand"](compressed, a), x, atol=1e-5)
+        assert (compressed.diff() > 0).all()
+        slope = (compressed[151] - compressed[149]) / (x[151] - x[149])
+        assert float(slope) == pytest.approx(amount / (1 + np.log(amount)), rel=1e-4)
+
+
+def test_training_on_the_diamond_sees_what_files_have() -> None:
+    example = runpy.run_path(str(Path(__file__).resolve().parent.parent / "examples" / "companding.py"))
+    residual, wide = residual_and_wide()
+    points = example["diamond"](torch.from_numpy(residual)[None], torch.from_numpy(wide)[None])[0].numpy()
+    floors, coset = diamond.quantise(residual, wide)
+    expected = np.rint(residual)
+    moved = np.zeros(wide.shape[1:], np.float32)
+    moved[diamond.positions(wide)] = coset
+    expected[wide] = (floors + np.broadcast_to(moved / 2, wide.shape)[wide]).astype(np.float32)
+    assert np.allclose(points, expected, atol=1e-5)

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
-from pillow_lic.training import probabilities, validate
+from pillow_lic.training import importance, probabilities, validate
 from pillow_lic.training.data import Crops, image_files
 from pillow_lic.training.loop import LATENT_SIDE, Loss, Trainer, rate_factor, stratified_qualities
 from pillow_lic.training.losses import Objective, forward, rate_distortion
@@ -160,6 +161,11 @@ def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     other = Trainer(replace(RECIPE, model=replace(SMALL, latents=100)), IMAGES)
     with pytest.raises(ValueError, match="another architecture"):
         other.restore(checkpoint)
+    longer = Trainer(replace(RECIPE, schedule=Schedule(steps=50)), IMAGES)
+    longer.restore(checkpoint)
+    for change in ({"lattice": True}, {"seed": 7}, {"stage": "decoder"}):
+        with pytest.raises(ValueError, match=f"a run with another {next(iter(change))}"):
+            Trainer(replace(RECIPE, **change), IMAGES).restore(checkpoint)
 
 
 def test_the_last_stage_moves_the_decoder_only(tmp_path: Path) -> None:
@@ -227,6 +233,43 @@ def test_a_model_grows_without_changing_what_it_computes(tmp_path: Path) -> None
     wider = Trainer(replace(RECIPE, model=replace(SMALL, latents=SMALL.latents + 1)), IMAGES)
     with pytest.raises(ValueError, match="other shapes"):
         wider.start_from(tmp_path / "first.pt")
+    grown.save_weights(tmp_path / "grown.pt")
+    with pytest.raises(ValueError, match="other shapes"):
+        Trainer(RECIPE, IMAGES).start_from(tmp_path / "grown.pt")
+
+
+def test_settings_that_make_no_sense_fail_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mine\.safetensors"):
+        train(RECIPE, IMAGES, tmp_path / "mine", tmp_path / "run")
+    with pytest.raises(ValueError, match="no device cuda:99"):
+        train(RECIPE, IMAGES, tmp_path / "m.safetensors", tmp_path / "run", device="cuda:99")
+    with pytest.raises(ValueError, match="which names none"):
+        replace(RECIPE, stage="contexts")
+    short = replace(RECIPE, schedule=Schedule(steps=5))
+    assert not train(short, IMAGES, tmp_path / "run" / "m.safetensors", tmp_path / "run", stop_after=0)
+
+
+@pytest.mark.parametrize("lattice", [False, True])
+def test_gains_are_not_rounded_in_training(lattice: bool) -> None:
+    recipe = replace(RECIPE, lattice=lattice)
+    model = recipe.make_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = [*model.gains(torch.tensor([2.3, 6.1])), *model.z_prior(torch.tensor([2.3, 6.1]))]
+    fine = [*model.gains(torch.tensor([2.3, 6.1])), *model.z_prior(torch.tensor([2.3, 6.1]))]
+    assert all(torch.equal(a, b) for a, b in zip(rough, fine, strict=True))
+    trainer = Trainer(replace(recipe, schedule=Schedule(steps=2)), IMAGES)
+    assert trainer.train()
+
+
+def test_an_importance_map_learns_from_exact_similarities() -> None:
+    model = RECIPE.make_model().eval()
+    pixels = Crops(IMAGES, 128, torch.device("cpu")).batch(2, torch.Generator().manual_seed(1))
+    quality = torch.tensor([3.0, 6.0])
+    with torch.no_grad():
+        exact = importance.adapted(model, partial(importance.even_map, 1.0), pixels, quality)[1]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = importance.adapted(model, partial(importance.even_map, 1.0), pixels, quality)[1]
+    assert torch.allclose(found, exact, rtol=0.02)
 
 
 def test_skipped_latents_cost_distortion_only_where_they_are_skipped() -> None:
@@ -251,7 +294,7 @@ def test_from_a_recipe_to_a_file(tmp_path: Path, photo: Image.Image, monkeypatch
     data = coded(photo, quality=6, model=output)
     monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
     with Image.open(BytesIO(data)) as image:
-        assert image.info["model"] == manifest["identity"]
+        assert image.info["model_id"] == manifest["identity"]
         assert psnr(photo, image) > 28
     assert coded(photo, quality=6, model="mine") == data
     last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -148,7 +149,9 @@ def on_cuda(folder: Path, count: int = 64) -> str:
     """Pictures a second on a CUDA device, one by one and in batches, with the share of time it is busy."""
     import torch
 
-    pictures = [np.asarray(fitted(Image.open(f))) for f in image_files(folder)[:8]] * (count // 8)
+    pictures = [np.asarray(fitted(Image.open(f))) for f in image_files(folder)[:8]]
+    pictures *= max(1, count // len(pictures))
+    count = len(pictures)
     files = pillow_lic.encode_batch(pictures, device="cuda")
     works: dict[str, Callable[[], object]] = {
         "encode, batch 1": lambda: [pillow_lic.encode_batch([p], device="cuda") for p in pictures],
@@ -187,8 +190,9 @@ class _Busy:
     def _sample(self) -> None:
         import torch
 
-        while not self._over.wait(0.05):
-            self._found.append(torch.cuda.utilization())
+        with suppress(ModuleNotFoundError):  # nvidia-ml-py, without which the share is not a number
+            while not self._over.wait(0.05):
+                self._found.append(torch.cuda.utilization())
 
     @property
     def share(self) -> float:

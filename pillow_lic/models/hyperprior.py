@@ -178,12 +178,15 @@ class HyperpriorModel(nn.Module):
 
     def gains(self, quality: Tensor) -> tuple[Tensor, Tensor]:
         """Gain and inverse gain of y at each quality, (B, M, 1, 1) each."""
-        gain = torch.exp(at_quality(self.log_gain, quality))
-        inverse = torch.exp(at_quality(self.log_inverse_gain, quality))
+        # bfloat16 gains are 1 % off, in training alone: 2 to 3 % of the squared error.
+        with torch.autocast(quality.device.type, enabled=False):
+            gain = torch.exp(at_quality(self.log_gain, quality))
+            inverse = torch.exp(at_quality(self.log_inverse_gain, quality))
         return gain[:, :, None, None], inverse[:, :, None, None]
 
     def z_prior(self, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inverse gain, mean and scale index of z at each quality, (B, N, 1, 1) each."""
         tables = (self.z_inverse_gain, self.z_mean, self.z_index)
-        inverse, mean, index = (at_quality(t, quality)[:, :, None, None] for t in tables)
+        with torch.autocast(quality.device.type, enabled=False):
+            inverse, mean, index = (at_quality(t, quality)[:, :, None, None] for t in tables)
         return inverse.clamp(min=1 / 64), mean, index * INDEX_GAIN

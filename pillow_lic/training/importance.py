@@ -56,7 +56,9 @@ def adapted(
     rounded = torch.where(index.round() < SKIP, 0, straight_through(residual))
     bits = gaussian_bits(rounded, index).sum(dim=(1, 2, 3)) / (pixels.shape[2] * pixels.shape[3])
     shown = model.synthesis((rounded / finer + mean) * inverse_gain, quality).float()
-    return levels, 1 - ssim_map(shown, pixels).mean(dim=(1, 2, 3)), bits
+    with torch.autocast(pixels.device.type, enabled=False):  # variances are small differences of large means
+        similarity = ssim_map(shown, pixels).mean(dim=(1, 2, 3))
+    return levels, 1 - similarity, bits
 
 
 def even_map(level: float, y: Tensor, quality: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,11 @@ class Trainer:
         saved = recipe_from(state["recipe"])
         if (saved.model, saved.contexts) != (self.recipe.model, self.recipe.contexts):
             raise ValueError(f"{path} holds another architecture than the recipe's: {saved.model}")
+        differs = [f.name for f in fields(saved) if getattr(saved, f.name) != getattr(self.recipe, f.name)]
+        if differs := sorted(set(differs) - {"name", "schedule"}):
+            raise ValueError(
+                f"{path} is of a run with another {', '.join(differs)}; remove it or choose another folder"
+            )
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
@@ -142,7 +148,8 @@ class Trainer:
         self.history = [*saved[0].get("history", []), stage_of(saved[0])]
         state = {name: value for part in reversed(saved) for name, value in part["average"].items()}
         own = self.model.state_dict()
-        if any(name in state and state[name].shape != value.shape for name, value in own.items()):
+        deeper = any(name not in own and not name.startswith("contexts.") for name in state)
+        if deeper or any(name in state and state[name].shape != value.shape for name, value in own.items()):
             raise ValueError(f"{', '.join(map(str, paths))}: networks of other shapes than the recipe's")
         # A context model that the recipe leaves out is left behind.
         self.model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)

@@ -136,6 +136,8 @@ class Recipe:
                 raise ValueError(f"[rate] names {name!r}, which is not in [contexts]")
             if not share > 0:
                 raise ValueError(f"shares in [rate] must be above 0, not {share!r}")
+        if self.stage == "contexts" and set(self.rate) <= {"none"}:
+            raise ValueError("the stage 'contexts' trains the context models in [rate], which names none")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints and manifests."""

@@ -63,17 +63,24 @@ def train(
 
     ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``; ``start`` are other runs' checkpoints whose
     weights a new run begins with.  Returns False if ``stop_after`` ended
-    the call first.  Raises ``OSError`` for missing folders, ``ValueError`` for images too small.
+    the call first.  Raises ``OSError`` for missing folders, ``ValueError`` for images too small and settings that
+    make no sense.
     """
     if threads:
         torch.set_num_threads(threads)
+    if output.suffix != ".safetensors":
+        raise ValueError(f"a model is a .safetensors file: call it {output.name}.safetensors")
+    if stop_after is not None and distributed.processes() > 1:
+        raise ValueError("several processes cannot stop after a time: their clocks differ")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"there is no device {device} here, or torch is a CPU build")
+    folder.mkdir(parents=True, exist_ok=True)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
     if validation is not None:
         import bjontegaard  # noqa: F401  (better now than after hours of training)
 
         image_files(validation)
-    folder.mkdir(parents=True, exist_ok=True)
     device = distributed.device_of(device)
     with distributed.together(device):
         trainer, finished = _run_stage(recipe, data, folder, device, stop_after, start)
@@ -109,7 +116,7 @@ def _run_stage(
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         trainer.restore(checkpoint)
-        _say(f"continuing at step {trainer.step}, {trainer.seconds / 60:.1f} minutes done")
+        _say(f"continuing {checkpoint} at step {trainer.step}, {trainer.seconds / 60:.1f} minutes done")
     elif start:
         trainer.start_from(*start)
     elif recipe.stage != "joint":

@@ -42,9 +42,9 @@ class EncoderOptions:
     target_size, target_bpp, target_psnr
                choose the quality: the best picture in at most so many bytes (metadata included) or
                bits a pixel, or the smallest file of at least so many dB; one of them, instead of quality
-    context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), or
-               "auto" to try all but the slow one and keep the smallest file; None for "staircase"
-               where the model has it, else "none"; all decode to the same pixels
+    context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), "volume"
+               (slower), or "auto" to try all but the slow ones and keep the smallest file; None for "staircase"
+               where the model has it, else "none"; at one quality and an effort up to 2 all decode to the same pixels
     quantizer  "scalar"; "bw16", "e8": groups of sixteen or eight latents on the Barnes-Wall lattice or on E8,
                smaller files at some milliseconds; or "diamond": all latents of a position on whole or on
                half steps (LVQAC), in between; None for "bw16" where the model has lattices, else "scalar"
@@ -60,7 +60,7 @@ class EncoderOptions:
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse".  Or "ssim": the search
-               (an effort of 1 at least) weighs errors by how much SSIM loses by them, with any model
+               (an effort of 1 at least) weighs errors by how much SSIM loses by them, with any model of ours
     model      name of an installed model, or the path of a .safetensors file, instead of tune "mse" or "ms-ssim"
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
                enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None

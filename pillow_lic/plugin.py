@@ -302,10 +302,7 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     else:
         frames, durations = [in_supported_mode(im)], [0]
     # icc_profile=None drops the image's own profile, no icc_profile keeps it if its colours were not converted.
-    inherited = {k: im.info.get(k) for k in ("icc_profile", "comment")}
-    if (inherited["icc_profile"] or b"")[16:20] in FOREIGN_PROFILES[frames[0].mode.removesuffix("A")]:
-        del inherited["icc_profile"]
-    metadata = metadata_from(inherited | info)
+    metadata = metadata_from(inherited_from(im, frames[0].mode) | info)
 
     import numpy as np
 
@@ -398,6 +395,14 @@ def in_supported_mode(im: Image.Image) -> Image.Image:
     grey = im.mode in ("1", "L", "LA", "La")
     wanted = ("L" if grey else "RGB") + ("A" if im.has_transparency_data or im.mode in ("La", "RGBa") else "")
     return im if im.mode == wanted else im.convert(wanted)
+
+
+def inherited_from(im: Image.Image, mode: str) -> dict[str, Any]:
+    """What an image's own info gives to a file that is written in some mode."""
+    found = {name: im.info[name] for name in ("icc_profile", "comment") if im.info.get(name)}
+    if found.get("icc_profile", b"")[16:20] in FOREIGN_PROFILES[mode.removesuffix("A")]:
+        del found["icc_profile"]
+    return found
 
 
 def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:

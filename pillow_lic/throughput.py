@@ -89,8 +89,8 @@ def _frames(files: Iterable[Source], infos: list[dict[Any, Any]]) -> Iterator[tu
 
 def _pixels_of(image: Any) -> tuple[Pixels, dict[str, bytes]]:
     if isinstance(image, Image.Image):
-        metadata = plugin.metadata_from({k: image.info.get(k) for k in ("icc_profile", "comment")})
-        return np.asarray(plugin.in_supported_mode(image)), metadata
+        shown = plugin.in_supported_mode(image)
+        return np.asarray(shown), plugin.metadata_from(plugin.inherited_from(image, shown.mode))
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).squeeze(2).contiguous().cpu().numpy()
     return np.asarray(image), {}

@@ -192,6 +192,8 @@ def test_a_profile_of_other_colours_is_left_behind(part: Image.Image) -> None:
         image.info["icc_profile"] = profiles[kind]
         assert ("icc_profile" in opened(image).info) == kept
         assert opened(image, icc_profile=b"mine").info["icc_profile"] == b"mine"
+        (batched,) = pillow_lic.encode_batch([image])
+        assert batched == coded(image)
 
 
 def test_saving_with_the_info_of_what_was_opened(part: Image.Image, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pillow_lic import alpha, container
+from pillow_lic import alpha, container, options
 from pillow_lic.codec.analysis import latents_of
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor
 from pillow_lic.codec.decoding import decode, tile_latents
@@ -53,14 +53,14 @@ def decode_many(
 
     Raises ``OSError`` if data are damaged or their model is not installed.
     """
-    on = choose_device(device, WORTH_CUDA)
-    with _pool(on, workers) as pool:
+    on, threads = choose_device(device, WORTH_CUDA), options.defaults.threads
+    with _pool(on, workers or threads) as pool:
 
         def start(header: Header, frame: Frame) -> _Decoding:
-            with quiet(on):
+            with quiet(on, threads):
                 return _Decoding.start(header, frame, on, pool)
 
-        for picture in _in_turn((start(*item) for item in coded), _Batches(on, _synthesise)):
+        for picture in _in_turn((start(*item) for item in coded), _Batches(on, _synthesise), threads):
             yield picture.result()
 
 
@@ -78,7 +78,7 @@ def encode_many(
             yield encode(array, opts, metadata)
         return
     on = choose_device(opts.device, WORTH_CUDA)
-    with _pool(on, workers) as pool:
+    with _pool(on, workers or opts.threads) as pool:
 
         def start(array: Pixels, metadata: Mapping[str, bytes]) -> _Encoding:
             return _Encoding.start(family, array, metadata, opts, pool)

@@ -96,7 +96,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     on = choose_device(device, header.width * header.height)
     frames = []
     work = count(1)
-    with quiet(on):
+    with quiet(on, options.defaults.threads):
         for coded in reader.frames():
             tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
             for place, part in zip(tiles_of(header.width, header.height, header.tile), coded.tiles, strict=True):

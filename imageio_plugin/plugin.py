@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from types import EllipsisType, TracebackType
 from typing import Any
 
@@ -37,6 +39,7 @@ class LicPlugin(PluginV3):
         self._frames: builtins.list[Pixels] = []
         self._durations: builtins.list[int] = []
         self._options: dict[str, Any] = {}
+        self._flushed = False
         if request.mode.io_mode != IOMode.read:
             wanted = request.extension or request.format_hint
             if wanted not in (None, ".lic"):
@@ -111,17 +114,17 @@ class LicPlugin(PluginV3):
             kwargs["duration"] = 1000 / rate
         options.options_from(kwargs, also_known=WRITE_EXTRAS)  # a clear error now
         metadata_from(kwargs)
-        self._durations += durations_of(kwargs.get("duration") or 0, len(frames))
-        self._frames += frames
+        duration = kwargs.get("duration")
+        self._durations += durations_of(0 if duration is None else duration, len(frames))
+        self._frames += [frame.copy() for frame in frames]  # whose arrays may be used again before the file is closed
         self._options |= kwargs
         return self._flush() if self.request._uri_type == URI_BYTES else None
 
     def _flush(self) -> bytes | None:
-        """Write the frames that were collected, if there are any."""
+        """Write the frames that were collected, if there are any, in place of what was written before."""
         from pillow_lic import codec
 
         frames, durations, given = self._frames, self._durations, self._options
-        self._frames, self._durations, self._options = [], [], {}
         if not frames:
             return None
         animation = container.Animation(int(given.get("loop", 0)), tuple(durations)) if len(frames) > 1 else None
@@ -131,14 +134,21 @@ class LicPlugin(PluginV3):
         known = {k: v for k, v in given.items() if k in options.OPTION_NAMES}
         with codec.reporting_to(given.get("progress")):
             data = codec.encode(frames, options.options_from(known), metadata_from(given), animation, mask)
-        self.request.get_file().write(data)
+        file = self.request.get_file()
+        if self._flushed:
+            file.seek(0)
+            file.truncate()
+        file.write(data)
+        self._flushed = True
         return data
 
     def close(self) -> None:
         """Write what was collected, and close the file."""
         try:
-            self._flush()
+            if not self._flushed:
+                self._flush()
         finally:
+            self._frames = []
             super().close()
 
     def __exit__(
@@ -165,7 +175,9 @@ class LicPlugin(PluginV3):
         if index is not Ellipsis:
             self._check_index(index)
         header = self._opened().header
-        tags = {ExifTags.TAGS[tag]: value for tag, value in self._exif().items() if tag in ExifTags.TAGS}
+        tags: dict[str, Any] = {}
+        with suppress(SyntaxError, struct.error, ValueError, KeyError, OSError):  # tags that are damaged
+            tags = {ExifTags.TAGS[tag]: value for tag, value in self._exif().items() if tag in ExifTags.TAGS}
         if exclude_applied:
             tags.pop("Orientation", None)
         return {

@@ -213,6 +213,7 @@ def test_links_are_followed(photos: Path, tmp_path: Path) -> None:
     (album / "trip").symlink_to(photos / "trip", target_is_directory=True)
     (album / "again").symlink_to(album, target_is_directory=True)
     (album / "broken.png").symlink_to(tmp_path / "nothing")
+    (album / "itself").symlink_to(album / "itself")
     out, disk = tmp_path / "out", tmp_path / "disk"
     out.mkdir()
     disk.mkdir()
@@ -226,10 +227,11 @@ def test_folders_that_cannot_be_read(photos: Path, tmp_path: Path, monkeypatch: 
     scandir = os.scandir
 
     def locked(path: str) -> object:
-        if str(path).endswith("trip"):
+        if str(path).endswith(("trip", ".thumbnails", "lost+found")):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
+    (tmp_path / "out" / "lost+found").mkdir(parents=True)
     monkeypatch.setattr(os, "scandir", locked)
     summary = convert([photos], tmp_path / "out", jobs=1, keep_going=True)
     assert counts(summary) == (1, 0, 1)

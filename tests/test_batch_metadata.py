@@ -76,6 +76,12 @@ def test_a_tiff_keeps_what_tells_about_the_picture(picture: Image.Image, tmp_pat
     assert back.tobytes() == image.tobytes()
 
 
+@pytest.mark.parametrize("tags", [{271: "Maker"}, {271: "Maker", 315: "somebody", 306: "now", 305: "soft"}])
+def test_a_tiff_of_few_tags(picture: Image.Image, tags: dict[int, str], tmp_path: Path) -> None:
+    picture.save(tmp_path / "x.tif", tiffinfo=tags)
+    assert dict(converted(tmp_path / "x.tif", tmp_path / "x.lic").getexif()) == tags
+
+
 def test_a_resolution_that_divides_by_zero(picture: Image.Image, tmp_path: Path) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[ExifTags.Base.XResolution] = tags[ExifTags.Base.YResolution] = TiffImagePlugin.IFDRational(1, 0)
@@ -89,17 +95,17 @@ def test_a_resolution_that_divides_by_zero(picture: Image.Image, tmp_path: Path)
 def test_xmp_and_comment_go_to_every_format(picture: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "somebody"
-    (tmp_path / "x.lic").write_bytes(coded(picture, xmp=XMP, comment="a note", exif=exif, dpi=(72, 72)))
+    (tmp_path / "x.lic").write_bytes(coded(picture, xmp=XMP, comment="a n\u00f6te", exif=exif, dpi=(72, 72)))
     found = {
         suffix: converted(tmp_path / "x.lic", tmp_path / f"x.{suffix}") for suffix in ("png", "tif", "jpg", "webp")
     }
     for suffix, image in found.items():
         assert image.info["xmp"].rstrip(b"\0") == XMP, suffix
         assert image.getexif()[ExifTags.Base.Artist] == "somebody", suffix
-    assert found["png"].info["Comment"] == "a note"
-    assert found["jpg"].info["comment"] == b"a note"
-    assert found["tif"].getexif()[ExifTags.Base.ImageDescription] == "a note"
-    assert converted(tmp_path / "x.png", tmp_path / "again.lic").info["comment"] == b"a note"
+    assert found["png"].info["Comment"] == "a n\u00f6te"
+    assert found["jpg"].info["comment"] == "a n\u00f6te".encode()
+    assert found["tif"].getexif()[ExifTags.Base.ImageDescription].encode("latin-1") == "a n\u00f6te".encode()
+    assert converted(tmp_path / "x.png", tmp_path / "again.lic").info["comment"] == "a n\u00f6te".encode()
 
 
 def test_cmyk_profiles_stay_behind(picture: Image.Image, tmp_path: Path) -> None:

@@ -110,9 +110,19 @@ def test_frames_may_come_one_by_one(array: np.ndarray, tmp_path: Path) -> None:
     with iio2.get_writer(path) as writer:
         for shift in range(3):
             writer.append_data(np.roll(array, 8 * shift, axis=1))
+    buffer = np.empty_like(array)
     with iio.imopen(tmp_path / "y.lic", "w", plugin="LIC") as file:
-        for duration in (40, 60):
-            file.write(array, duration=duration, loop=2)
+        for shift, duration in ((0, 40), (8, np.array([60]))):
+            buffer[:] = np.roll(array, shift, axis=1)
+            file.write(buffer, duration=duration, loop=2)
+        buffer[:] = 0
+    assert np.array_equal(iio.imread(path, index=0), iio.imread(tmp_path / "y.lic", index=0))
+    assert np.array_equal(iio.imread(path, index=1), iio.imread(tmp_path / "y.lic", index=1))
+    writer = iio2.get_writer("<bytes>", format=".lic")
+    for shift in range(3):
+        writer.append_data(np.roll(array, 8 * shift, axis=1))
+    writer.close()
+    assert writer.request.get_result() == path.read_bytes()
     assert iio.imread(path, index=...).shape == (3, *array.shape)
     about = iio.immeta(tmp_path / "y.lic", index=...)
     assert (about["duration"], about["loop"]) == ((40, 60), 2)
@@ -161,6 +171,8 @@ def test_exif_tags_and_old_names(array: np.ndarray) -> None:
     assert "Orientation" not in iio.immeta(data, extension=".lic")
     with pytest.warns(DeprecationWarning, match="use mode"):
         assert iio.imread(data, extension=".lic", pilmode="L", writeable_output=False).shape == array.shape[:2]
+    broken = iio.imwrite("<bytes>", array, extension=".lic", exif=b"no exif")
+    assert iio.immeta(broken, extension=".lic")["exif"] == b"no exif"
     xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
     turned = iio.imwrite("<bytes>", array, extension=".lic", xmp=xmp)
     assert iio.imread(turned, plugin="LIC", rotate=True).shape == (array.shape[1], array.shape[0], 3)

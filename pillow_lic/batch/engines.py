@@ -116,6 +116,8 @@ def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Gen
     from distributed import Client, as_completed
 
     settings = replace(settings, threads=1, again=True)
+    suspects: deque[Task] = deque()
+    alone = False
     waiting = deque(tasks[n : n + PARTITION] for n in range(0, len(tasks), PARTITION))
     with Client(scheduler) as client:
         pending, parts = as_completed(), {}
@@ -132,8 +134,12 @@ def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Gen
             part, error = parts.pop(future.key), future.exception()
             if error is None:
                 yield from future.result()
-            elif len(part) == 1:
+            elif alone:
                 yield failed(part[0].source, part[0].target, error)
             else:
-                waiting.extendleft([task] for task in part)
-            submit(1 if error is None else len(part))
+                suspects += part  # whatever else the worker had in hand is not to blame
+            submit(1)
+            if not parts and suspects:
+                alone = True
+                waiting.append([suspects.popleft()])
+                submit(1)

@@ -48,8 +48,19 @@ class File(NamedTuple):
     def is_same(self, other: File) -> bool:
         """Whether both are one file or folder, whatever they are called."""
         if isinstance(self.fs, LocalFileSystem) and isinstance(other.fs, LocalFileSystem):
-            return os.path.realpath(self.path) == os.path.realpath(other.path)
+            try:
+                return os.path.samefile(self.path, other.path)
+            except FileNotFoundError:
+                return os.path.realpath(self.path) == os.path.realpath(other.path)
         return self == other
+
+    def info(self) -> Info | None:
+        """What its filesystem tells about it; None if it is not there."""
+        try:
+            found: Info = self.fs.info(self.path)
+        except FileNotFoundError:
+            return None
+        return found
 
     @property
     def name(self) -> str:
@@ -62,14 +73,17 @@ def locate(url: str | os.PathLike[str]) -> File:
     return File(*url_to_fs(os.fspath(url)))
 
 
-def files_below(folder: File, unreadable: Callable[[OSError], None] | None = None) -> dict[str, Info]:
+def files_below(
+    folder: File, unreadable: Callable[[OSError], None] = lambda _: None, *, hidden: bool = True
+) -> dict[str, Info]:
     """Every file in a folder and the folders in it, by relative path; empty if there is no such folder.
 
-    Links are followed. ``unreadable`` is told of folders that cannot be read; without it they are an ``OSError``.
+    Links are followed. ``unreadable`` is told of what cannot be read. Without ``hidden`` names that begin with a dot
+    may be left out.
     """
     folder.fs.invalidate_cache()
     if isinstance(folder.fs, LocalFileSystem):
-        found = dict(_walk(folder.path, folder.fs, frozenset(), unreadable))
+        found = dict(_walk(folder.path, folder.fs, frozenset(), unreadable, hidden=hidden))
     else:
         try:
             found = folder.fs.find(folder.path, detail=True)
@@ -81,7 +95,7 @@ def files_below(folder: File, unreadable: Callable[[OSError], None] | None = Non
 
 
 def _walk(
-    folder: str, fs: LocalFileSystem, above: frozenset[str], unreadable: Callable[[OSError], None] | None
+    folder: str, fs: LocalFileSystem, above: frozenset[str], unreadable: Callable[[OSError], None], *, hidden: bool
 ) -> Iterator[tuple[str, Info]]:
     """Files below a local folder; fsspec's own walk leaves out links and what cannot be read."""
     here = os.path.realpath(folder)
@@ -93,16 +107,22 @@ def _walk(
     except FileNotFoundError:
         return
     except OSError as error:
-        if unreadable is None:
-            raise
         unreadable(error)
         return
     for entry in found:
         path = f"{folder.rstrip('/')}/{entry.name}"
-        if entry.is_dir():
-            yield from _walk(path, fs, above | {here}, unreadable)
-        elif entry.is_file():
-            yield path, fs.info(path) | {"type": "file", "mtime": entry.stat().st_mtime}
+        try:
+            if entry.name.startswith(".") and not hidden:
+                continue
+            if entry.is_dir():
+                yield from _walk(path, fs, above | {here}, unreadable, hidden=hidden)
+            elif entry.is_file():
+                yield path, fs.info(path) | {"type": "file", "mtime": entry.stat().st_mtime}
+        except FileNotFoundError:
+            continue  # gone meanwhile
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a link to itself
+                unreadable(error)
 
 
 def read(file: File) -> bytes:
@@ -152,12 +172,11 @@ def _replace(path: str, partial: str, data: bytes) -> None:
         # The folder is a link to another filesystem.
         near = f"{os.path.dirname(path)}/{os.path.basename(partial)}"
         try:
-            shutil.copy(partial, near)
-            os.replace(near, path)
+            _replace(path, near, data)
         finally:
-            os.remove(partial)
-            if os.path.exists(near):
-                os.remove(near)
+            for rest in (partial, near):
+                if os.path.exists(rest):
+                    os.remove(rest)
 
 
 def version(info: Info) -> str:

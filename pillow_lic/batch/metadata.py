@@ -23,6 +23,7 @@ DESCRIPTIVE = frozenset(
 )  # fmt: skip
 """Tags of a TIFF directory that tell about the picture; the others tell where and how its pixels lie in that file."""
 
+_DIRECTORIES = frozenset(map(int, (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)))
 _XMP, _COMMENT = 700, int(_TAGS.ImageDescription)
 
 
@@ -33,7 +34,8 @@ def options_for(image: Image.Image, form: str) -> dict[str, Any]:
     """
     info = image.info
     found = {name: info[name] for name in ("icc_profile", "xmp") if info.get(name)}
-    if comment := info.get("comment") or info.get("Comment"):
+    comment = info.get("comment") or info.get("Comment")
+    if comment and isinstance(comment, (bytes, str)):
         found["comment"] = comment
     if (exif := _exif(image)) is not None:
         found["exif"] = exif
@@ -73,8 +75,8 @@ def _exif(image: Image.Image) -> bytes | None:
     exif = image.getexif()
     if image.format == "TIFF":
         whole, exif = exif, Image.Exif()
-        for tag in DESCRIPTIVE & set(whole):
-            exif[tag] = whole.get_ifd(tag) if tag in ExifTags.IFD else whole[tag]
+        for tag in sorted(DESCRIPTIVE.intersection(whole)):
+            exif[tag] = whole.get_ifd(tag) if tag in _DIRECTORIES else whole[tag]
     return exif.tobytes() if exif else None
 
 
@@ -96,15 +98,17 @@ def _texts(found: dict[str, Any]) -> PngInfo:
     return texts
 
 
-def _directory(found: dict[str, Any]) -> bytes:
+def _directory(found: dict[str, Any]) -> Image.Exif:
     """EXIF, XMP and comment as tags of a TIFF; takes them out of what is found."""
     exif = Image.Exif()
     exif.load(found.pop("exif", b""))
     if "xmp" in found:
         exif[_XMP] = found.pop("xmp")
-    if "comment" in found:
-        exif[_COMMENT] = _text(found.pop("comment"))
-    return exif.tobytes()
+    comment = found.pop("comment", None)
+    if comment and _COMMENT not in exif:
+        # In bytes: Pillow writes text as ASCII.
+        exif[_COMMENT] = comment if isinstance(comment, bytes) else comment.encode("utf-8")
+    return exif
 
 
 def _text(value: bytes | str) -> str:

@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from pillow_lic.batch.files import PARTIAL, File, Info, changed, files_below, locate, read, version, write
+from pillow_lic.batch.files import PARTIAL, File, Info, changed, files_below, read, version, write
 from pillow_lic.options import EncoderOptions
 from pillow_lic.plugin import EXTENSION
 
@@ -84,7 +85,7 @@ class Plan:
 
 
 def sources_of(
-    sources: Iterable[File], suffix: str, unreadable: Callable[[OSError], None] | None = None
+    sources: Iterable[File], suffix: str, unreadable: Callable[[OSError], None] = lambda _: None
 ) -> Iterator[tuple[str, File, Info]]:
     """Relative path, file and info of every source.
 
@@ -95,7 +96,7 @@ def sources_of(
     wanted = readable() if suffix == EXTENSION else frozenset({EXTENSION})
     for source in sources:
         if source.fs.isdir(source.path):
-            for name, info in files_below(source, unreadable).items():
+            for name, info in files_below(source, unreadable, hidden=False).items():
                 path = PurePosixPath(name)
                 if path.suffix.lower() in wanted and not any(part.startswith(".") for part in path.parts):
                     yield name, source.below(name), info
@@ -118,7 +119,7 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
     seen: dict[str, File] = {}
 
     def unreadable(error: OSError) -> None:
-        plan.failures.append((locate(error.filename), f"cannot be read: {error.strerror}"))
+        plan.failures.append((File(LocalFileSystem(), str(error.filename)), f"cannot be read: {error.strerror}"))
 
     for name, source, info in sources_of(sources, settings.suffix, unreadable):
         place = str(PurePosixPath(name).with_suffix(settings.suffix))
@@ -130,7 +131,8 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
         if target.below(place).is_same(source):
             plan.failures.append((source, "would be replaced by its own conversion"))
             continue
-        found = there.get(place)
+        # Asked for by itself, too: its name may be there in other letters, and the filesystem not mind.
+        found = there.get(place) or target.below(place).info()
         shown = None if found is None else f"{found['size']} {changed(found)}"
         entry, origin = plan.record.get(place), _origin(source, info, settings)
         if not overwrite and found is not None and _is_done(entry, origin, shown, found, info):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pillow_lic import codec, container
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.container import Header
+from pillow_lic.devices import WORTH_CUDA, choose_device
 from pillow_lic.models.context.schedule import VOLUME
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
@@ -72,8 +73,6 @@ def train(
         raise ValueError(f"a model is a .safetensors file: call it {output.name}.safetensors")
     if stop_after is not None and distributed.processes() > 1:
         raise ValueError("several processes cannot stop after a time: their clocks differ")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"there is no device {device} here, or torch is a CPU build")
     folder.mkdir(parents=True, exist_ok=True)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
@@ -82,6 +81,7 @@ def train(
 
         image_files(validation)
     device = distributed.device_of(device)
+    choose_device(device, WORTH_CUDA)  # a clear error if it is not there
     with distributed.together(device):
         trainer, finished = _run_stage(recipe, data, folder, device, stop_after, start)
     if not finished or distributed.rank():
@@ -121,9 +121,11 @@ def _run_stage(
         trainer.start_from(*start)
     elif recipe.stage != "joint":
         raise ValueError(f"the stage {recipe.stage!r} starts from a finished run: name its checkpoint with --start")
+    before, weights = trainer.step, folder / "weights.pt"
     with _Log(folder, recipe) as log:
         finished = trainer.train(checkpoint, log.write, stop_after)
-    trainer.save_weights(folder / "weights.pt")
+    if trainer.step > before or not weights.exists():  # as they were, byte for byte, for what is made from them
+        trainer.save_weights(weights)
     if not finished:
         _say(f"stopped at step {trainer.step}; the same command goes on from {checkpoint}")
     return trainer, finished

@@ -95,7 +95,7 @@ def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
     on = tile.lattice
     if isinstance(on, Lattice):
         floors, coset = lattice.quantise(residual.cpu().numpy().ravel()[on.members], on.kind)
-        symbols.put(on.members, floors)
+        symbols.reshape(-1)[on.members] = floors
         return replace(tile, y=symbols, lattice=replace(on, coset=coset))
     if isinstance(on, Diamond):
         symbols[on.wide], coset = diamond.quantise(residual.cpu().numpy(), on.wide)

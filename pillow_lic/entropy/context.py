@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,11 +127,9 @@ class ExactContext:
 
     def _known(self, symbols: Symbols, given: Given) -> Iterator[list[Part]]:
         """The parts of each pass, with the symbols they have."""
-        flat = torch.from_numpy(symbols).reshape(self.latents, -1)
         for parts in self._passes(given):
             for part in parts:
-                block = flat[part.unit.first : part.unit.last].index_select(1, part.at.cpu())
-                part.symbols = block.numpy().ravel().take(part.coded).astype(np.int32)
+                part.symbols = symbols.take(part.target).astype(np.int32)
             yield parts
 
     def decode(self, coders: Sequence[SymbolDecoder], given: Given, steps: int | None = None) -> Symbols:
@@ -144,16 +143,19 @@ class ExactContext:
         symbols = np.zeros(shape, np.int16) if given.known is None else given.known.copy()
         flat = symbols.reshape(-1)
         for parts in self._passes(given, steps):
-            target, table = (np.concatenate([getattr(p, n) for p in parts]) for n in ("target", "table"))
+            target, table, whole, mirrored = (_all(parts, n) for n in ("target", "table", "whole", "mirrored"))
             if given.lattice is None:
-                decoded = read(target, table, tables)
+                values = read(target, table, tables)
             else:
-                decoded = _decode_groups(read, parts, target, table, given.lattice, tables, flat)
+                values = _decode_groups(read, target, table, whole, mirrored, given.lattice, tables, flat)
+            found = np.where(mirrored, -values, values).astype(np.int32) + whole
+            if found.size and int(np.abs(found).max()) > LIMIT:
+                raise OSError("damaged LIC file: a symbol is out of range")
+            flat[target] = found
             first = 0
             for part in parts:
-                part.unshift(decoded[first : first + part.coded.size])
+                part.symbols = found[first : first + part.coded.size]
                 first += part.coded.size
-                flat.put(part.target, part.symbols)
         return symbols
 
     def beyond(self, steps: int, tiles: int, height: int, width: int) -> NDArray[np.bool_]:
@@ -184,19 +186,23 @@ class ExactContext:
             known = torch.from_numpy(given.known).to(self.device, torch.int32).flatten(1)
             before = None if half is None else half * (flat >= given.limit)
             ratio[:, margin:-margin, margin:-margin] = self._ratio(known, flat, before).reshape(-1, h, w)
+        unseen: list[Part] = []
         for step in self._steps(h, w, steps, given.tiles):
+            for part in unseen:  # what comes last of all stays so
+                self._place(ratio, part, tile, known)
             parts = []
             for unit, at in step:
                 own = flat[unit.first : unit.last]
-                if len(at) < h * w or unit in self.networks:
-                    own = own.index_select(1, at)
-                if unit in self.networks:
-                    some = given.codes(own).any(dim=0)  # positions where nothing is coded ask for no network
-                    at, own = at[some], own[:, some]
-                part = Part(unit, at, own, given.codes(own.flatten()).nonzero()[:, 0], h * w)
+                if len(at) < h * w:
+                    own = _columns(own, at)
+                coded = given.codes(own)
+                if unit in self.networks and not bool((some := coded.any(dim=0)).all()):
+                    kept = _places(some)  # positions where nothing is coded ask for no network
+                    at, own, coded = at[kept], _columns(own, kept), _columns(coded, kept)
+                part = Part(unit, at, own, _places(coded.flatten()), h * w)
                 if half is not None:
                     part.half = half[unit.first : unit.last]
-                    part.half = part.half if len(at) == h * w else part.half.index_select(1, at)
+                    part.half = part.half if len(at) == h * w else _columns(part.half, at)
                 if unit in self.networks:
                     self._refine(part, *self.networks[unit](ratio, hidden, at, tile, given.quality_code))
                 else:
@@ -204,8 +210,7 @@ class ExactContext:
                     self._choose(part, index, torch.zeros(index.shape, dtype=torch.float32, device=self.device))
                 parts.append(part)
             yield parts
-            for part in parts if self.networks else ():
-                self._place(ratio, part, tile, known)
+            unseen = parts if self.networks else []
 
     def _refine(self, part: Part, shift: Tensor, change: Tensor) -> None:
         """Tables and shifts of a unit's latents; all sums and products of integers below 2**24."""
@@ -326,16 +331,10 @@ class Part:
         relative = self.symbols - self.whole
         return np.where(self.mirrored, -relative, relative)
 
-    def unshift(self, values: Symbols) -> None:
-        """Take symbols as they were coded; ``OSError`` if one does not fit 16 bits."""
-        self.symbols = np.where(self.mirrored, -values, values).astype(np.int32) + self.whole
-        if self.symbols.size and int(np.abs(self.symbols).max()) > LIMIT:
-            raise OSError("damaged LIC file: a symbol is out of range")
-
     def block(self) -> Tensor:
         """All symbols, (channels, P) int32 on the CPU: zero where none is coded."""
         block = np.zeros(self.index.shape, np.int32)
-        block.put(self.coded, self.symbols)
+        block.reshape(-1)[self.coded] = self.symbols
         return torch.from_numpy(block)
 
 
@@ -359,23 +358,22 @@ class _Streams:
 
 def _decode_groups(
     read: _Streams,
-    parts: Sequence[Part],
     target: NDArray[np.intp],
     table: NDArray[np.uint16],
+    whole: NDArray[np.int16],
+    mirrored: NDArray[np.bool_],
     lattice: Cosets,
     tables: Tables,
     known: Symbols,
 ) -> Symbols:
     """A pass's values; ``known`` (flat) are the symbols of earlier passes, and takes some of this one's."""
-    whole, mirrored = (np.concatenate([getattr(p, n) for p in parts]) for n in ("whole", "mirrored"))
     groups = lattice.group_of_last.take(target)
-    free, last = (groups < 0).nonzero()[0], (groups >= 0).nonzero()[0]
+    free, last = np.flatnonzero(groups < 0), np.flatnonzero(groups >= 0)
     both = tables.with_parities()
-    first = read(target.take(free), table.take(free), both)
-    known[target.take(free)] = np.where(mirrored.take(free), -first, first) + whole.take(free)
+    values = np.zeros(target.size, np.int16)
+    values[free] = read(target.take(free), table.take(free), both)
+    known[target] = np.where(mirrored, -values, values) + whole  # last ones are not asked for until they are right
     odd = lattice.odd(known, groups.take(last)) ^ (whole.take(last) % 2 == 1)
-    values = np.empty(target.size, np.int16)
-    values[free] = first
     values[last] = read(target.take(last), _of_parity(table.take(last), odd, len(tables)), both)
     return values
 
@@ -384,6 +382,25 @@ def _of_parity(table: NDArray[np.uint16], odd: NDArray[np.bool_], count: int) ->
     """The tables for even or odd values only, of ``count`` tables with their parities."""
     chosen: NDArray[np.uint16] = (table + np.where(odd, 2 * count, count)).astype(np.uint16)
     return chosen
+
+
+def _all(parts: Sequence[Part], name: str) -> Any:
+    """What all parts of a pass have of something, one after the other."""
+    if len(parts) == 1:
+        return getattr(parts[0], name)
+    return np.concatenate([getattr(part, name) for part in parts])
+
+
+def _columns(x: Tensor, at: Tensor) -> Tensor:
+    """x[:, at]; on CPUs by NumPy, which takes a fifth of torch's time for it."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(x.numpy().take(at.numpy(), axis=1))
+    return x.index_select(1, at)
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask (n,) is true."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.nonzero()[:, 0]
 
 
 def _at(parities: Tensor, parity: int | None) -> Tensor:

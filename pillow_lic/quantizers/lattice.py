@@ -156,7 +156,7 @@ def _summed(values: Sequence[NDArray[np.float32]], ones: NDArray[np.float32]) ->
     """Sums over members (G, side) by word, (G, words), of the first values where it has a zero, else of the second.
 
     With torch's threads: NumPy's go on spinning for tens of milliseconds, and keep torch's from the cores. In float64,
-    which torch never multiplies in less, whatever ``set_float32_matmul_precision`` says.
+    which torch never multiplies in less, whatever ``set_float32_matmul_precision`` and autocast say.
     """
     x = torch.from_numpy(np.concatenate(values, axis=1, dtype=np.float64))
     words = torch.from_numpy(np.concatenate([1 - ones, ones], dtype=np.float64))

@@ -57,8 +57,7 @@ def surrogate(x: Tensor, kind: str, progress: float | Tensor) -> tuple[Tensor, T
 def _lattice_errors(device: torch.device) -> Tensor:
     """Errors of Barnes-Wall 16 for 2**14 groups that lie anywhere, (2**14, 16), in steps of scalar latents."""
     anywhere = np.random.default_rng(0).uniform(-8, 8, (2**14, lattice.BW16.side)).astype(np.float32)
-    with torch.autocast("cpu", enabled=False):
-        floors, coset = lattice.quantise(anywhere, lattice.BW16)
+    floors, coset = lattice.quantise(anywhere, lattice.BW16)
     errors = floors + lattice.BW16.words[coset] * np.float32(0.5) - anywhere
     wider = 2**FACTOR_BITS / FACTORS[lattice.BW16.level + LIMIT]
     return torch.from_numpy(errors * wider).to(device, torch.float32)

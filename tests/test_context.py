@@ -17,7 +17,7 @@ from pillow_lic.container import Frame, Header
 from pillow_lic.entropy.context import Given
 from pillow_lic.entropy.units import padded
 from pillow_lic.models import loading
-from pillow_lic.models.context.network import ContextModel, UnitNetwork
+from pillow_lic.models.context.network import ContextModel, UnitNetwork, positions
 from pillow_lic.models.context.schedule import CONTEXTS, TAPS, ContextShape, Unit, units_of, view_of
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.loading import load_model
@@ -101,6 +101,14 @@ def test_conditions_are_what_is_coded(tiny: str, context: str) -> None:
     known = list(network.seen(symbols, given))
     seen = [(t, v) for values, tables in known for v, t in zip(values.tolist(), tables.tolist(), strict=True)]
     assert pairs == sorted(seen)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (3, 5), (3, 6), (5, 4), (1, 1), (1, 2), (2, 1)])
+def test_positions_of_a_parity(size: tuple[int, int]) -> None:
+    grid = np.add.outer(np.arange(size[0]), np.arange(size[1])) % 2
+    for parity in (0, 1):
+        assert positions(*size, parity, CPU).tolist() == np.flatnonzero(grid == parity).tolist()
+    assert positions(*size, None, CPU).tolist() == list(range(size[0] * size[1]))
 
 
 def test_slices_must_divide_the_channels() -> None:

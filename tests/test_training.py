@@ -22,7 +22,7 @@ from pillow_lic.training.data import Crops, image_files
 from pillow_lic.training.loop import LATENT_SIDE, Loss, Trainer, rate_factor, stratified_qualities
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
-from pillow_lic.training.recipe import OPTIMISERS, Batches, Optimiser, Recipe, Schedule, load_recipe
+from pillow_lic.training.recipe import OPTIMISERS, Batches, Correlation, Optimiser, Recipe, Schedule, load_recipe
 from pillow_lic.training.run import train
 from pillow_lic.training.surrogates import gaussian_bits, straight_through
 
@@ -245,12 +245,14 @@ def test_settings_that_make_no_sense_fail_at_once(tmp_path: Path) -> None:
         train(RECIPE, IMAGES, tmp_path / "m.safetensors", tmp_path / "run", device="cuda:99")
     with pytest.raises(ValueError, match="which names none"):
         replace(RECIPE, stage="contexts")
+    with pytest.raises(ValueError, match="share of the samples"):
+        replace(RECIPE, lattice=1.5)
     short = replace(RECIPE, schedule=Schedule(steps=5))
     assert not train(short, IMAGES, tmp_path / "run" / "m.safetensors", tmp_path / "run", stop_after=0)
 
 
-@pytest.mark.parametrize("lattice", [False, True])
-def test_gains_are_not_rounded_in_training(lattice: bool) -> None:
+@pytest.mark.parametrize("lattice", [0.0, 0.7])
+def test_gains_are_not_rounded_in_training(lattice: float) -> None:
     recipe = replace(RECIPE, lattice=lattice)
     model = recipe.make_model()
     with torch.autocast("cpu", torch.bfloat16):
@@ -259,6 +261,23 @@ def test_gains_are_not_rounded_in_training(lattice: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(rough, fine, strict=True))
     trainer = Trainer(replace(recipe, schedule=Schedule(steps=2)), IMAGES)
     assert trainer.train()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize("stage", ["joint", "contexts"])
+def test_the_loss_is_one_graph_for_compilers(stage: str) -> None:
+    """Where a graph breaks, what could have been fused is not, and the time of a GPU is spent on launching."""
+    names = ("checkerboard", "channel", "autoregressive", "staircase")
+    shapes = {name: ContextShape(16, () if name in ("checkerboard", "autoregressive") else (24, 64)) for name in names}
+    correlation = Correlation(weight=0.1)
+    recipe = replace(RECIPE, stage=stage, lattice=0.5, contexts=shapes, rate=dict.fromkeys(names, 1.0))
+    loss = Loss(recipe.make_model(), replace(recipe, correlation=correlation))
+    inputs = (torch.randn(2, 3, 64, 128) * 40, torch.tensor([2.0, 6.0]), torch.zeros(()))
+    found = []
+    for compute in (loss, torch.compile(loss, backend="eager", fullgraph=True)):
+        torch.manual_seed(1)
+        found.append(compute(*inputs)[1])
+    assert torch.allclose(found[0], found[1], rtol=1e-4)
 
 
 def test_an_importance_map_learns_from_exact_similarities() -> None:

@@ -49,7 +49,7 @@ class Loss(nn.Module):
         objective = Objective(
             quantisation=recipe.quantisation if joint else "straight-through",
             progress=progress,
-            lattice=recipe.lattice and joint,
+            lattice=recipe.lattice if joint else 0.0,
             skip=0 if joint else SKIP,
             distortion=None if recipe.stage == "contexts" else recipe.distortion,
             contexts=tuple(recipe.rate),

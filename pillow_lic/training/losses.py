@@ -20,7 +20,7 @@ class Objective:
     """What a forward pass computes, and with what in place of rounding.
 
     quantisation  one of :data:`QUANTISATIONS`; ``progress`` (0...1) hardens "soft-to-hard"
-    lattice       half of the samples are decoded with the errors of a lattice where files have one
+    lattice       this share of the samples is decoded with the errors of a lattice where files have one
     skip          latents with a scale index below it are taken as their means, as in files
     distortion    one of :data:`DISTORTIONS`, or None for no decoding at all
     contexts      which of the model's context models to run; None for all
@@ -30,7 +30,7 @@ class Objective:
 
     quantisation: str = "straight-through"
     progress: float | Tensor = 0.0
-    lattice: bool = False
+    lattice: float = 0.0
     skip: int = 0
     distortion: str | None = "mse"
     contexts: Collection[str] | None = None
@@ -80,7 +80,7 @@ def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: 
     residual = y - mean
     for_rate, rounded = surrogate(residual, kind, progress)
     if objective.lattice:
-        on_lattice = (index.round() >= LATTICE) & (torch.rand_like(quality) < 0.5)[:, None, None, None]
+        on_lattice = (index.round() >= LATTICE) & (torch.rand_like(quality) < objective.lattice)[:, None, None, None]
         rounded = torch.where(on_lattice, lattice_noise(residual), rounded)
     if objective.skip:
         skipped = index.round() < objective.skip

@@ -102,8 +102,8 @@ class Recipe:
     files really hold) or "decoder" (what decodes learns from those latents, what decides them is
     frozen).  ``contexts`` are the model's context models; ``rate`` says how much each counts in the
     loss, "none" being the hyperprior alone.  ``distortion`` is "mse", "ms-ssim" or "ssim-weighted",
-    ``quantisation`` what stands for rounding in the joint stage, where with ``lattice`` half of the
-    samples are decoded with the errors of Barnes-Wall 16.
+    ``quantisation`` what stands for rounding in the joint stage, where the share ``lattice`` of the
+    samples is decoded with the errors of Barnes-Wall 16.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Recipe:
     stage: str = "joint"
     distortion: str = "mse"
     quantisation: str = "mixed"
-    lattice: bool = False
+    lattice: float = 0.0
     correlation: Correlation = field(default_factory=Correlation)
     lambda_balance: float = 0.4
     ema: float = 0.999
@@ -128,6 +128,8 @@ class Recipe:
         _one_of("quantisation", self.quantisation, QUANTISATIONS)
         if self.distortion == "ms-ssim" and self.batches.size < MS_SSIM_SIDE:
             raise ValueError(f"MS-SSIM needs crops of at least {MS_SSIM_SIDE} pixels")
+        if not 0 <= self.lattice <= 1:
+            raise ValueError(f"lattice, a share of the samples, must be 0 to 1, not {self.lattice}")
         for name, shape in self.contexts.items():
             if name != VOLUME:
                 units_of(name, self.model.latents, shape.slices)

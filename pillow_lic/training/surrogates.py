@@ -63,11 +63,17 @@ def _lattice_errors(device: torch.device) -> Tensor:
     return torch.from_numpy(errors * wider).to(device, torch.float32)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _bank(device: torch.device) -> Tensor:
+    """The same, for compilers a constant that they need not look into."""
+    return _lattice_errors(device)
+
+
 def lattice_noise(x: Tensor) -> Tensor:
     """``x`` plus what Barnes-Wall 16 would change, as noise: quantisation errors of a lattice hardly depend on
     the value, and channels that form a group differ from place to place anyway.
     """
-    bank = _lattice_errors(x.device)
+    bank: Tensor = _bank(x.device)
     groups = -(-x.numel() // bank.shape[1])
     chosen = bank[torch.randint(len(bank), (groups,), device=x.device)]
     return x + chosen.flatten()[: x.numel()].view(x.shape)

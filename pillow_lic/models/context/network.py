@@ -9,7 +9,6 @@ windows' results, the known channels of the position itself and h_s's last hidde
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ class UnitNetwork(nn.Module):
     def forward(self, ratio: Tensor, hidden: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
         """r (B, M, h, w) and h_s's hidden layer -> shift in scales, shift of the index: (B, P, channels)."""
         h, w = ratio.shape[2:]
-        at = positions(h, w, self.unit.parity)
+        at = positions(h, w, self.unit.parity, ratio.device)
         seen = ratio[:, : self.view.spatial]
         sizes = seen.abs()
         values = _pick(self._window(seen, self.value_window), at)
@@ -76,7 +75,9 @@ class UnitNetwork(nn.Module):
 
     def _window(self, x: Tensor, weights: Tensor) -> Tensor:
         kernel = (weights * self.mask).reshape(-1, 1, TAPS, TAPS)
-        return F.conv2d(x, kernel, padding=TAPS // 2, groups=self.view.spatial)
+        # bfloat16 would take twice the time on CPUs, for windows of one channel each.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x, kernel, padding=TAPS // 2, groups=self.view.spatial)
 
 
 class ContextModel(nn.Module):
@@ -103,24 +104,31 @@ class ContextModel(nn.Module):
         batch, channels, h, w = symbols.shape
         scale = scale_of(index)
         ratio = (symbols / scale.detach()).clamp(-RATIO_LIMIT, RATIO_LIMIT)
+        ratio = ratio.contiguous(memory_format=torch.channels_last)
         shifts = symbols.new_zeros(batch, h * w, channels)
         changes = torch.zeros_like(shifts)
         for n, unit in enumerate(self.units):
             if str(n) in self.networks:
-                at = positions(h, w, unit.parity).to(symbols.device)[:, None]
+                at = positions(h, w, unit.parity, symbols.device)[:, None]
                 own = torch.arange(unit.first, unit.last, device=symbols.device)
                 shifts[:, at, own], changes[:, at, own] = self.networks[str(n)](ratio, hidden, quality)
         shift, change = (x.mT.reshape(batch, channels, h, w) for x in (shifts, changes))
         return shift * scale, index + change
 
 
-@cache
-def positions(h: int, w: int, parity: int | None) -> Tensor:
-    """Flat positions of an h x w grid with a parity of row + column, in raster order."""
-    grid = torch.arange(h)[:, None] + torch.arange(w)
-    return (torch.ones_like(grid) if parity is None else grid % 2 == parity).flatten().nonzero()[:, 0]
+def positions(h: int, w: int, parity: int | None, device: torch.device) -> Tensor:
+    """Flat positions of an h x w grid with a parity of row + column, in raster order.
+
+    By a formula, not by looking for them: compilers want to know how many there are.
+    """
+    if parity is None:
+        return torch.arange(h * w, device=device)
+    if w % 2:
+        return torch.arange(parity, h * w, 2, device=device)
+    pairs = torch.arange(h * w // 2, device=device)
+    return 2 * pairs + (torch.div(pairs, w // 2, rounding_mode="floor") + parity) % 2
 
 
 def _pick(x: Tensor, at: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, P, C) at flat positions."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)[:, at.to(x.device)]
+    return x.permute(0, 2, 3, 1).flatten(1, 2)[:, at]

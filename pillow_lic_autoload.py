@@ -11,27 +11,31 @@ _AFTER = ("PIL.Image", "imageio.config")
 class _Finder:
     """Waits for Pillow or imageio and lets the ordinary finders load it."""
 
+    _asking = False
+
     def find_spec(self, fullname, path, target=None):
         """The ordinary specification, with a loader that registers .lic afterwards."""
-        if fullname not in _AFTER or self not in sys.meta_path:
+        if fullname not in _AFTER or self._asking:
             return None
-        sys.meta_path.remove(self)
+        self._asking = True
         try:
             from importlib.util import find_spec
 
             spec = find_spec(fullname)
             if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader)
+                spec.loader = _Loader(spec.loader, self)
             return spec
         except Exception:
             return None
+        finally:
+            self._asking = False
 
 
 class _Loader:
     """Loads a module as its own loader does, then imports pillow_lic."""
 
-    def __init__(self, loader):
-        self._loader = loader
+    def __init__(self, loader, finder):
+        self._loader, self._finder = loader, finder
 
     def create_module(self, spec):
         """As the module's own loader does."""
@@ -40,6 +44,8 @@ class _Loader:
     def exec_module(self, module):
         """As the module's own loader does; then ``import pillow_lic``, which registers the format."""
         module.__loader__ = module.__spec__.loader = self._loader
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
         self._loader.exec_module(module)
         try:
             import pillow_lic  # noqa: F401

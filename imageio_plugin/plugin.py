@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import io
 import struct
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from types import EllipsisType, TracebackType
 from typing import Any
 
@@ -17,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from pillow_lic import container, options
-from pillow_lic.pixels import check_pixels
-from pillow_lic.plugin import METADATA, durations_of, info_of, mask_from, metadata_from, shown_metadata
+from pillow_lic.inputs import check_pixels, mask_from, metadata_from, shown_metadata, times_of, whole_times
+from pillow_lic.plugin import METADATA, info_of
 
 Pixels = NDArray[np.uint8]
 
@@ -37,9 +41,10 @@ class LicPlugin(PluginV3):
         self._reader: container.Reader | None = None
         self._cached: tuple[int, Pixels] | None = None
         self._frames: builtins.list[Pixels] = []
-        self._durations: builtins.list[int] = []
+        self._times: builtins.list[float] = []
         self._options: dict[str, Any] = {}
         self._flushed = False
+        self._at_exit = partial(_close, weakref.ref(self))
         if request.mode.io_mode != IOMode.read:
             wanted = request.extension or request.format_hint
             if wanted not in (None, ".lic"):
@@ -47,7 +52,10 @@ class LicPlugin(PluginV3):
             return
         try:
             file = request.get_file()
-            file.seek(0)  # as Image.open does with what was just written
+            try:
+                file.seek(0)  # as Image.open does with what was just written
+            except (AttributeError, io.UnsupportedOperation):
+                file = io.BytesIO(file.read())
             self._reader = container.Reader(file, lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
             self._metadata = self._reader.metadata()
             Image._decompression_bomb_check((self._reader.header.width, self._reader.header.height))
@@ -115,19 +123,25 @@ class LicPlugin(PluginV3):
         options.options_from(kwargs, also_known=WRITE_EXTRAS)  # a clear error now
         metadata_from(kwargs)
         duration = kwargs.get("duration")
-        self._durations += durations_of(0 if duration is None else duration, len(frames))
+        self._times += times_of(0 if duration is None else duration, len(frames))
+        if not self._frames:  # for who never closes it: when Python ends nothing can be imported any more
+            import pillow_lic.codec  # noqa: F401
+
+            atexit.register(self._at_exit)
         self._frames += [frame.copy() for frame in frames]  # whose arrays may be used again before the file is closed
         self._options |= kwargs
+        self._animation()
         return self._flush() if self.request._uri_type == URI_BYTES else None
 
     def _flush(self) -> bytes | None:
         """Write the frames that were collected, if there are any, in place of what was written before."""
-        from pillow_lic import codec
-
-        frames, durations, given = self._frames, self._durations, self._options
+        frames, given = self._frames, self._options
         if not frames:
             return None
-        animation = container.Animation(int(given.get("loop", 0)), tuple(durations)) if len(frames) > 1 else None
+
+        from pillow_lic import codec
+
+        animation = self._animation() if len(frames) > 1 else None
         mask = None
         if given.get("roi") is not None:
             mask = np.asarray(mask_from(given["roi"], Image.fromarray(frames[0])))
@@ -142,8 +156,12 @@ class LicPlugin(PluginV3):
         self._flushed = True
         return data
 
+    def _animation(self) -> container.Animation:
+        return container.Animation(self._options.get("loop") or 0, whole_times(self._times))
+
     def close(self) -> None:
         """Write what was collected, and close the file."""
+        atexit.unregister(self._at_exit)
         try:
             if not self._flushed:
                 self._flush()
@@ -220,6 +238,11 @@ class LicPlugin(PluginV3):
         image = Image.new("L", (1, 1))
         image.info.update(shown_metadata(self._metadata))
         return image.getexif()
+
+
+def _close(writer: weakref.ref[LicPlugin]) -> None:
+    if (found := writer()) is not None:
+        found.close()
 
 
 def _renamed(old: str, value: Any, new: str, current: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import accumulate
+from numbers import Integral
 from typing import IO
 
 from pillow_lic.signature import SIGNATURE
@@ -182,17 +183,24 @@ class Frame:
 
 @dataclass(frozen=True)
 class Animation:
-    """How often to play the frames (0: for ever), and how long to show each, in milliseconds."""
+    """How often to play the frames (0: for ever), and how long to show each, in milliseconds.
+
+    Raises ``TypeError`` for anything but whole numbers, ``ValueError`` for those below 0 or above 32 bits.
+    """
 
     loop: int = 0
     durations: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        for name, number in (("loop", self.loop), *(("durations", n) for n in self.durations)):
+            if not isinstance(number, Integral):
+                raise TypeError(f"{name} must be a whole number, not {number!r}")
+            if not 0 <= number < 2**32:
+                raise ValueError(f"{name} must lie in 0 ... 2**32 - 1, not {number}")
+
     def pack(self) -> bytes:
-        """The payload of the ANIM chunk; ``ValueError`` for numbers below 0 or above 32 bits."""
-        numbers = (self.loop, *self.durations)
-        if not all(0 <= n < 2**32 for n in numbers):
-            raise ValueError("loop and durations must lie in 0 ... 2**32 - 1")
-        return b"".join(map(write_varint, numbers))
+        """The payload of the ANIM chunk."""
+        return b"".join(map(write_varint, (self.loop, *self.durations)))
 
     @classmethod
     def unpack(cls, payload: bytes, frames: int) -> Animation:
@@ -203,12 +211,21 @@ class Animation:
             numbers.append(number)
         if at != len(payload):
             raise OSError("damaged LIC file: the animation chunk is too long")
-        return cls(numbers[0], tuple(numbers[1:]))
+        try:
+            return cls(numbers[0], tuple(numbers[1:]))
+        except ValueError as error:
+            raise OSError(f"damaged LIC file: {error}") from None
 
 
 def fits_one_tile(width: int, height: int) -> bool:
     """Whether a picture may go without tiles."""
     return -(-width // 16) * -(-height // 16) <= MAX_TILE_POSITIONS
+
+
+def check_length(name: str, data: bytes) -> None:
+    """``ValueError`` for metadata that no file has room for."""
+    if len(data) > MAX_METADATA:
+        raise ValueError(f"{name} has {len(data)} bytes; a LIC file takes at most {MAX_METADATA}")
 
 
 def write(
@@ -221,8 +238,7 @@ def write(
     if animation is not None:
         parts.append(_chunk(ANIMATION, animation.pack()))
     for name, data in metadata.items():
-        if len(data) > MAX_METADATA:
-            raise ValueError(f"{name} has {len(data)} bytes; a LIC file takes at most {MAX_METADATA}")
+        check_length(name, data)
         parts.append(_chunk(METADATA[name], _shrink(data)))
     for frame in frames:
         if frame.alpha is not None:

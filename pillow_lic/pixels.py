@@ -71,21 +71,6 @@ def tiles_of(width: int, height: int, tile: int) -> Iterator[Tile]:
             yield Tile(row, top, min(h, top + step), left, min(w, left + step))
 
 
-def check_pixels(array: NDArray[np.generic]) -> str:
-    """The mode of an array of pixels: "L" for (H, W), "LA", "RGB", "RGBA" for (H, W, 2 to 4).
-
-    Raises ``TypeError`` for other types than uint8 and ``ValueError`` for other shapes or an
-    empty picture.
-    """
-    if array.dtype != np.uint8:
-        raise TypeError(f"LIC takes 8-bit pixels (uint8), not {array.dtype}; scale and convert them first")
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (2, 3, 4))):
-        raise ValueError(f"LIC takes arrays of shape (H, W) or (H, W, 2 to 4), not {array.shape}")
-    if 0 in array.shape:
-        raise ValueError("cannot write an empty picture as LIC")
-    return "L" if array.ndim == 2 else ("LA", "RGB", "RGBA")[array.shape[2] - 2]
-
-
 def tile_pixels(array: Pixels, tile: Tile) -> Tensor:
     """A tile's pixels, (1, 3, H, W) float32 in -127.5...127.5.
 

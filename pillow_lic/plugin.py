@@ -6,22 +6,20 @@ all, is imported when they happen.
 
 from __future__ import annotations
 
+import errno
 import os
-import struct
 import threading
 from io import BytesIO
-from numbers import Real
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from PIL import Image, ImageFile, ImageSequence
+from PIL import Image, ImageFile
 from PIL._util import DeferredError
 
+from pillow_lic import inputs
 from pillow_lic.signature import accept
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from pillow_lic import container
 
 FORMAT = "LIC"
@@ -33,9 +31,6 @@ SCALES = (8, 4, 2)
 
 METADATA = frozenset({"exif", "icc_profile", "xmp", "comment", "dpi"})
 SAVE_EXTRAS = METADATA | {"append_images", "duration", "loop", "progress", "roi", "model_id", "model_name"}
-
-FOREIGN_PROFILES = {"L": (b"CMYK", b"Lab "), "RGB": (b"CMYK", b"Lab ", b"GRAY")}
-"""Colour spaces of ICC profiles that no picture in a mode can have; they are in bytes 16 to 20 (ICC.1, 7.2.6)."""
 
 
 class LicImageFile(ImageFile.ImageFile):
@@ -62,10 +57,11 @@ class LicImageFile(ImageFile.ImageFile):
         self.n_frames = header.frames
         self.is_animated = header.frames > 1
         self.info.update(info_of(header))
-        self.info.update(shown_metadata(metadata))
+        self.info.update(inputs.shown_metadata(metadata))
         self._reader: container.Reader | None = reader
         self._lock = threading.Lock()
         self._frame, self._loaded = 0, -1
+        self._cropped = 0
         self.tile = []
         if reader.animation is not None:
             self._fp = self.fp  # what the reader goes on reading when another frame is asked for
@@ -81,6 +77,7 @@ class LicImageFile(ImageFile.ImageFile):
             assert self._reader.animation is not None
             # Whatever thumbnail() or putalpha() made of the frame before.
             header, self._frame, self._loaded = self._reader.header, frame, -1
+            self._cropped = 0
             self._size, self._mode = self._drafted(header), header.mode
             self.info["duration"] = self._reader.animation.durations[frame]
 
@@ -138,11 +135,19 @@ class LicImageFile(ImageFile.ImageFile):
             self._shown, self._scale = 1, before  # other frames are not drafts
 
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
-        """A part of the image; before the pixels are loaded, only the tiles it needs are decoded."""
+        """A part of the image; before the pixels are loaded, only the tiles it needs are decoded.
+
+        Whoever cuts many patches loads the image by it: once as many tiles were decoded as there are.
+        """
         if box is not None:
             left, top, right, bottom = (round(n) for n in box)
-            if self._holds(left, top, right, bottom):
-                return self.read_region((left, top, right, bottom))
+            if self._holds(left, top, right, bottom) and self._leaves_out((left, top, right, bottom)):
+                assert self._reader is not None
+                header, side = self._reader.header, self._reader.header.tile
+                if self._cropped <= header.tiles:
+                    # With their neighbours, whose latents reach into them.
+                    self._cropped += (right // side - left // side + 3) * (bottom // side - top // side + 3)
+                    return self.read_region((left, top, right, bottom))
         return super().crop(box)
 
     def _leaves_out(self, box: tuple[int, int, int, int]) -> bool:
@@ -218,9 +223,11 @@ class LicImageFile(ImageFile.ImageFile):
         So a save that fails leaves it as it was, and the file may be the one that this image is read from.
         """
         if isinstance(fp, (str, bytes, os.PathLike)) and is_lic(os.fspath(fp), format):
-            coded = BytesIO()
+            path, coded = Path(os.fsdecode(fp)), BytesIO()
+            if not path.parent.is_dir():  # before hours of search
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             super().save(coded, FORMAT, **params)
-            Path(os.fsdecode(fp)).write_bytes(coded.getvalue())
+            path.write_bytes(coded.getvalue())
         else:
             super().save(fp, format, **params)
 
@@ -236,10 +243,13 @@ class LicImageFile(ImageFile.ImageFile):
             self.fp.close()
         self.fp = None
         self._reader = None
+        if self.is_animated:
+            self._fp = DeferredError(ValueError("the image was verified: open it again"))
 
     def __setstate__(self, state: list[Any]) -> None:
         self._lock, self._reader = threading.Lock(), None
-        self._frame, self._loaded = 0, 0
+        self._frame, self._loaded, self._min_frame = 0, 0, 0
+        self.fp, self.n_frames, self.is_animated = None, 1, False  # the current frame is all there is
         super().__setstate__(state)
 
 
@@ -298,19 +308,20 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     if 0 in im.size:
         raise ValueError("cannot write an empty image as LIC")
     if save_all:
-        frames, durations = frames_of([im, *(info.get("append_images") or ())], info.get("duration"))
+        frames, times = inputs.frames_of([im, *(info.get("append_images") or ())], info.get("duration"))
     else:
-        frames, durations = [in_supported_mode(im)], [0]
+        frames, times = [inputs.in_supported_mode(im)], [0.0]
     # icc_profile=None drops the image's own profile, no icc_profile keeps it if its colours were not converted.
-    metadata = metadata_from(inherited_from(im, frames[0].mode) | info)
+    metadata = inputs.metadata_from(inputs.inherited_from(im, frames[0].mode) | info)
 
     import numpy as np
 
     from pillow_lic import codec, container
 
-    animation = container.Animation(info.get("loop", im.info.get("loop", 0)), tuple(durations))
-    several = animation if len(frames) > 1 else None
-    roi = mask_from(info.get("roi"), im)
+    # loop=None is how callers of GIF's plugin say that they do not mind.
+    loop = info.get("loop", im.info.get("loop")) or 0
+    several = container.Animation(loop, inputs.whole_times(times)) if len(frames) > 1 else None
+    roi = inputs.mask_from(info.get("roi"), im)
     mask = None if roi is None else np.asarray(roi)
     with codec.reporting_to(info.get("progress")):
         data = codec.encode([np.asarray(frame) for frame in frames], opts, metadata, several, mask)
@@ -322,120 +333,6 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
 def save_all(im: Image.Image, fp: IO[bytes], filename: str | bytes) -> None:
     """Save handler for ``save_all=True``: all frames of the image and of ``append_images``."""
     save(im, fp, filename, save_all=True)
-
-
-def mask_from(roi: Any, im: Image.Image) -> Image.Image | None:
-    """A mask of the image's size in mode L from an image, an array, or a function of the image that gives one.
-
-    Raises ``TypeError`` for anything else and ``ValueError`` for another size.
-    """
-    found = roi(im) if callable(roi) else roi
-    if found is None:
-        return None
-    if not isinstance(found, Image.Image):
-        try:
-            found = Image.fromarray(found)
-        except (TypeError, AttributeError, KeyError):
-            raise TypeError(f"roi must be an image or an 8-bit array, not {type(found).__name__}") from None
-    if found.size != im.size:
-        raise ValueError(f"roi has {found.width}x{found.height} pixels, the image {im.width}x{im.height}")
-    return found if found.mode == "L" else found.convert("L")
-
-
-def frames_of(
-    images: Sequence[Image.Image], duration: int | Sequence[int] | None
-) -> tuple[list[Image.Image], list[int]]:
-    """Every frame of some images in one mode, and how long to show each, in milliseconds.
-
-    ``duration``: of all, of each, or None for what the images say.  Raises ``ValueError`` if frames
-    differ in size or durations are too few.
-    """
-    frames, durations = [], []
-    for image in images:
-        before = image.tell()
-        try:
-            for frame in ImageSequence.Iterator(image):
-                frame.load()
-                durations.append(int(frame.info.get("duration", 0)))
-                supported = in_supported_mode(frame)
-                frames.append(supported.copy() if supported is frame else supported)
-        finally:
-            image.seek(before)
-    if any(frame.size != frames[0].size for frame in frames):
-        raise ValueError("all frames of a LIC file must have the same size")
-    if duration is not None:
-        durations = durations_of(duration, len(frames))
-    modes = {frame.mode for frame in frames}
-    colour = "RGB" if any(m.startswith("RGB") for m in modes) else "L"
-    mode = colour + ("A" if any(m.endswith("A") for m in modes) else "")
-    return [frame if frame.mode == mode else frame.convert(mode) for frame in frames], durations
-
-
-def durations_of(duration: float | Sequence[float], frames: int) -> list[int]:
-    """How long to show each of so many frames, from one number for all or one for each.
-
-    Raises ``ValueError`` if there are too few or too many.
-    """
-    every: Any = duration
-    given: list[Any] = [every] * frames if isinstance(every, Real) else list(every)
-    if len(given) != frames:
-        raise ValueError(f"duration names {len(given)} frames, but there are {frames}")
-    return [int(d) for d in given]
-
-
-def in_supported_mode(im: Image.Image) -> Image.Image:
-    """The image in mode L, LA, RGB or RGBA, whichever holds all it has in 8 bits a channel.
-
-    Raises ``OSError`` for modes with more bits and for LAB.
-    """
-    if im.mode in ("I", "F") or im.mode.startswith("I;16"):
-        raise OSError(f'cannot write mode {im.mode} as LIC; scale its values to 0...255 and use im.convert("L")')
-    if im.mode == "LAB":
-        raise OSError('cannot write mode LAB as LIC; use ImageCms.profileToProfile to make it "RGB"')
-    grey = im.mode in ("1", "L", "LA", "La")
-    wanted = ("L" if grey else "RGB") + ("A" if im.has_transparency_data or im.mode in ("La", "RGBa") else "")
-    return im if im.mode == wanted else im.convert(wanted)
-
-
-def inherited_from(im: Image.Image, mode: str) -> dict[str, Any]:
-    """What an image's own info gives to a file that is written in some mode."""
-    found = {name: im.info[name] for name in ("icc_profile", "comment") if im.info.get(name)}
-    if found.get("icc_profile", b"")[16:20] in FOREIGN_PROFILES[mode.removesuffix("A")]:
-        del found["icc_profile"]
-    return found
-
-
-def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
-    """EXIF (bytes or ``Image.Exif``), ICC profile, XMP, comment (bytes or text) and dpi (two numbers) among
-    save options, as bytes.
-
-    Raises ``TypeError`` for values of another kind.
-    """
-    from pillow_lic import container
-
-    found = {name: options.get(name) for name in container.METADATA}
-    if isinstance(found["exif"], Image.Exif):
-        found["exif"] = found["exif"].tobytes()
-    for name in ("xmp", "comment"):
-        if isinstance(text := found[name], str):
-            found[name] = text.encode("utf-8")
-    if found["dpi"] is not None:
-        try:
-            found["dpi"] = struct.pack("<2d", *found["dpi"])
-        except (struct.error, TypeError):
-            raise TypeError(f"dpi must be two numbers, not {found['dpi']!r}") from None
-    for name, value in found.items():
-        if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
-            raise TypeError(f"{name} must be bytes, not {type(value).__name__}")
-    return {name: bytes(value) for name, value in found.items() if value}
-
-
-def shown_metadata(metadata: Mapping[str, bytes]) -> dict[str, Any]:
-    """A file's metadata as ``im.info`` has them: dpi as two numbers, the rest in bytes."""
-    found: dict[str, Any] = dict(metadata)
-    if len(dpi := found.pop("dpi", b"")) == 16:
-        found["dpi"] = struct.unpack("<2d", dpi)
-    return found
 
 
 def register() -> None:

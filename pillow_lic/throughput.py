@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from pillow_lic import codec, plugin
+from pillow_lic import codec, inputs, plugin
 from pillow_lic.container import Frame, Header
 from pillow_lic.options import options_from
 from pillow_lic.pixels import Pixels
@@ -89,8 +89,8 @@ def _frames(files: Iterable[Source], infos: list[dict[Any, Any]]) -> Iterator[tu
 
 def _pixels_of(image: Any) -> tuple[Pixels, dict[str, bytes]]:
     if isinstance(image, Image.Image):
-        shown = plugin.in_supported_mode(image)
-        return np.asarray(shown), plugin.metadata_from(plugin.inherited_from(image, shown.mode))
+        shown = inputs.in_supported_mode(image)
+        return np.asarray(shown), inputs.metadata_from(inputs.inherited_from(image, shown.mode))
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).squeeze(2).contiguous().cpu().numpy()
     return np.asarray(image), {}

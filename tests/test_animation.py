@@ -115,8 +115,43 @@ def test_frames_must_agree(frames: list[Image.Image]) -> None:
         coded(frames[0], append_images=[frames[1].resize((8, 8))])
     with pytest.raises(ValueError, match="duration names 2 frames, but there are 3"):
         coded(frames[0], append_images=frames[1:], duration=[1, 2])
-    with pytest.raises(ValueError, match="loop and durations"):
+    with pytest.raises(ValueError, match="durations must lie"):
         coded(frames[0], append_images=frames[1:], duration=-5)
+
+
+def test_durations_do_not_drift(frames: list[Image.Image]) -> None:
+    many = [frames[n % 3] for n in range(6)]
+
+    def shown(**options: object) -> list[int]:
+        with Image.open(BytesIO(coded(many[0], append_images=many[1:], **options))) as image:
+            return [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+
+    assert shown(duration=1000 / 60) == [17, 16, 17, 17, 16, 17]
+    assert shown(duration=[0.5] * 6) == [0, 1, 1, 0, 0, 1]
+    with pytest.raises(TypeError, match="duration must be a number"):
+        shown(duration="400000")
+    arrays = np.stack([np.asarray(frame) for frame in many])
+    data = iio.imwrite("<bytes>", arrays, extension=".lic", duration=1000 / 24)
+    assert iio.immeta(data, extension=".lic", index=...)["duration"] == (42, 41, 42, 42, 41, 42)
+
+
+@pytest.mark.parametrize(("loop", "error"), [(1.5, TypeError), ("0", TypeError), (-1, ValueError), (2**32, ValueError)])
+def test_mistakes_are_told_before_the_work(loop: object, error: type[Exception], frames: list[Image.Image]) -> None:
+    done: list[int] = []
+    with pytest.raises(error, match="loop must"):
+        coded(frames[0], append_images=frames[1:], loop=loop, progress=lambda n, _: done.append(n))
+    with pytest.raises(ValueError, match="a LIC file takes at most"):
+        coded(frames[0], xmp=bytes(2**24 + 1), progress=lambda n, _: done.append(n))
+    assert not done
+    with Image.open(BytesIO(coded(frames[0], append_images=frames[1:], loop=None))) as image:
+        assert image.info["loop"] == 0
+
+
+def test_a_verified_film_says_so(film: bytes) -> None:
+    image = Image.open(BytesIO(film))
+    image.verify()
+    with pytest.raises(ValueError, match="open it again"):
+        image.seek(1)
 
 
 def test_transcoding_and_targets(film: bytes, frames: list[Image.Image]) -> None:

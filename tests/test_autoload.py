@@ -50,6 +50,15 @@ def test_imageio_first(small: Image.Image, tmp_path: Path) -> None:
     assert python(read, tmp_path, tmp_path / "x.lic") == "(50, 60, 3) (50, 60, 3)"
 
 
+def test_asking_whether_pillow_is_there_changes_nothing(small: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "x.lic").write_bytes(coded(small))
+    autoload.turn_on(tmp_path)
+    ask = "import importlib.util; importlib.util.find_spec('PIL.Image'), importlib.util.find_spec('imageio.config')\n"
+    assert python(ask + OPEN, tmp_path, tmp_path / "x.lic") == "LIC (60, 50)"
+    read = "import pillow_lic, imageio.v3 as iio; print(iio.improps(sys.argv[2]).shape)"
+    assert python("import pillow_lic\n" + ask + read, tmp_path, tmp_path / "x.lic") == "(50, 60, 3)"
+
+
 def test_nothing_else_is_imported(tmp_path: Path) -> None:
     autoload.turn_on(tmp_path)
     code = "print([m for m in sys.modules if m.split('.')[0] in ('PIL', 'pillow_lic', 'torch', 'numpy', 'imageio')])"

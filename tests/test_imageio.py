@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from io import BytesIO
+from io import BytesIO, UnsupportedOperation
 from pathlib import Path
 
 import imageio
@@ -224,3 +224,40 @@ def test_registration_in_any_order(imports: str, tmp_path: Path, small: Image.Im
         "assert imageio.v3.improps(sys.argv[1]).shape == (50, 60, 3)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=120)
+
+
+def test_reading_about_a_file_needs_no_torch(tmp_path: Path, small: Image.Image) -> None:
+    path = tmp_path / "x.lic"
+    path.write_bytes(coded(small))
+    code = (
+        "import sys, imageio.v3 as iio, pillow_lic; iio.improps(sys.argv[1]); iio.immeta(sys.argv[1])\n"
+        "file = iio.imopen(sys.argv[1], 'r'); assert file.properties().shape == (50, 60, 3)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")  # also of a reader that nobody closes
+
+
+def test_a_writer_that_nobody_closes_is_written_at_exit(tmp_path: Path) -> None:
+    path = tmp_path / "x.lic"
+    code = (
+        "import sys, numpy as np, imageio.v3 as iio, pillow_lic\n"
+        "file = iio.imopen(sys.argv[1], 'w'); file.write(np.zeros((20, 30, 3), np.uint8))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert iio.imread(path).shape == (20, 30, 3)
+
+
+def test_streams_that_cannot_seek(array: np.ndarray) -> None:
+    class Stream(BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+        def seek(self, *_: int) -> int:
+            raise UnsupportedOperation("seek")
+
+        tell = seek
+
+    data = coded(Image.fromarray(array))
+    assert np.array_equal(iio.imread(Stream(data), extension=".lic"), iio.imread(data, extension=".lic"))

@@ -125,6 +125,7 @@ def test_icc_profile_goes_along_unless_dropped(photo: Image.Image) -> None:
     assert Image.open(BytesIO(coded(photo, icc_profile=b"new"))).info["icc_profile"] == b"new"
     assert "icc_profile" not in Image.open(BytesIO(coded(photo, icc_profile=None))).info
     assert "exif" not in Image.open(BytesIO(coded(photo, exif=b""))).info
+    assert "icc_profile" not in Image.open(BytesIO(coded(photo, icc_profile="", exif=""))).info
 
 
 def test_metadata_of_another_kind(photo: Image.Image) -> None:
@@ -256,6 +257,17 @@ def test_pickle_and_copy(photo: Image.Image) -> None:
     assert np.array_equal(copy.copy(Image.open(BytesIO(data))), pixels_of(data))
 
 
+@pytest.mark.parametrize("form", ["LIC", "AVIF", "GIF", "WEBP"])
+def test_what_was_pickled_is_one_frame(photo: Image.Image, form: str) -> None:
+    film = Image.open(BytesIO(coded(photo, append_images=[photo.rotate(180)])))
+    again = pickle.loads(pickle.dumps(film))
+    assert (again.n_frames, again.is_animated, again.tell()) == (1, False, 0)
+    again.save(BytesIO(), form, save_all=True)
+    again.seek(0)
+    with pytest.raises(EOFError):
+        again.seek(1)
+
+
 def test_ordinary_operations(photo: Image.Image) -> None:
     image = Image.open(BytesIO(coded(photo)))
     assert image.resize((10, 10)).size == (10, 10)
@@ -264,6 +276,14 @@ def test_ordinary_operations(photo: Image.Image) -> None:
     assert thumbnail.size == (32, 24)
     assert Image.open(BytesIO(coded(photo))).convert("L").mode == "L"
     assert Image.open(BytesIO(coded(photo))).crop((10, 10, 30, 40)).size == (20, 30)
+
+
+def test_a_folder_that_is_not_there(photo: Image.Image, tmp_path: Path) -> None:
+    done: list[int] = []
+    for image in (photo, Image.open(BytesIO(coded(photo)))):
+        with pytest.raises(FileNotFoundError, match="missing"):
+            image.save(tmp_path / "missing" / "x.lic", progress=lambda n, _: done.append(n))
+    assert not done
 
 
 def test_saving_over_the_file_that_is_open(photo: Image.Image, tmp_path: Path) -> None:

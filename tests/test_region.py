@@ -101,3 +101,17 @@ def test_patches_of_one_tile_decode_it_once(photo: Image.Image, monkeypatch: pyt
     patches = [image.crop((x, 0, x + 64, 64)) for x in range(0, 192, 32)]
     assert len(decoded) == 1
     assert np.array_equal(np.asarray(patches[1])[:, :32], np.asarray(patches[0])[:, 32:])
+
+
+def test_who_cuts_many_patches_loads_the_image(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    decode = decoding._latents
+    monkeypatch.setattr(decoding, "_latents", lambda *a, **k: decoded.append(1) or decode(*a, **k))
+    image = opened(coded(photo, tile=64))
+    whole = np.asarray(opened(coded(photo, tile=64)))
+    tiles = len(decoded)
+    for y in range(0, 192, 32):
+        for x in range(0, 256, 32):
+            patch = np.asarray(image.crop((x, y, x + 32, y + 32)))
+            assert np.abs(patch.astype(int) - whole[y : y + 32, x : x + 32]).max() <= 1
+    assert len(decoded) - tiles <= 4 * tiles

@@ -50,6 +50,11 @@ def test_masks_of_every_kind(photo: Image.Image, mask: Image.Image) -> None:
         coded(photo, roi=mask.resize((5, 5)))
     with pytest.raises(TypeError, match="roi must be an image or an 8-bit array, not str"):
         coded(photo, roi="mask.png")
+    with pytest.raises(TypeError, match="not one of int64"):
+        coded(photo, roi=np.asarray(mask).astype(np.int64))
+    for kind in (np.float32, np.uint16):  # a saliency map in 0...1 would become black without a word
+        with pytest.raises(TypeError, match=r"8 bits a pixel, not mode (F|I;16)"):
+            coded(photo, roi=(np.asarray(mask) / 255).astype(kind))
 
 
 def test_an_even_mask_is_another_quality(photo: Image.Image) -> None:

@@ -27,10 +27,11 @@ from pillow_lic.codec.decoding import decode, tile_latents
 from pillow_lic.codec.encoding import encode, header_for, split_alpha
 from pillow_lic.container import Frame, Header
 from pillow_lic.devices import WORTH_CUDA, block_dtype, choose_device, quiet
+from pillow_lic.inputs import check_pixels
 from pillow_lic.models.loading import Model, OneQuality, load_model, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.options import EncoderOptions
-from pillow_lic.pixels import Pixels, Tile, check_pixels, latent_size, rounded, tile_pixels, tiles_of
+from pillow_lic.pixels import Pixels, Tile, latent_size, rounded, tile_pixels, tiles_of
 from pillow_lic.symbols import CodedTile, pack, quantise
 
 BATCH = 32

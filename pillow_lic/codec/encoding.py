@@ -24,17 +24,12 @@ from pillow_lic.codec.tiles import to_bytes
 from pillow_lic.container import MAX_QUALITY_CODE, Animation, Coded, Frame, Header
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
+from pillow_lic.inputs import check_pixels
 from pillow_lic.models.compressai.family import Family
 from pillow_lic.models.loading import AnyModel, Model, OneQuality, is_shipped, load_model
 from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
 from pillow_lic.options import EncoderOptions
-from pillow_lic.pixels import (
-    Pixels,
-    check_pixels,
-    default_tile,
-    latent_size,
-    psnr,
-)
+from pillow_lic.pixels import Pixels, default_tile, latent_size, psnr
 from pillow_lic.quantizers import adaptive
 from pillow_lic.scans import scans_for
 from pillow_lic.search.refine import STEPS

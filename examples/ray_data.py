@@ -9,32 +9,35 @@ On a cluster, give paths that all machines see (s3://bucket/photos).  Each actor
 from __future__ import annotations
 
 import argparse
-from io import BytesIO
-from pathlib import PurePosixPath
+import os
 from typing import Any
 
 import numpy as np
 import ray
-from PIL import Image
 
 import pillow_lic
 from pillow_lic.batch.files import locate, write
+from pillow_lic.batch.plan import Settings, readable
+from pillow_lic.batch.worker import transform
+from pillow_lic.options import EncoderOptions
 
 
 class Encoder:
-    """Codes a batch of files; one actor a core."""
+    """Codes a batch of files as ``lic convert`` does, metadata and films too; one actor a core."""
 
-    def __init__(self, folder: str, quality: float) -> None:
-        pillow_lic.register_lic_opener(device="cpu", threads=1)
-        self.folder, self.quality = folder, quality
+    def __init__(self, source: str, folder: str, quality: float) -> None:
+        self.source, self.folder = locate(source).path, folder
+        options = EncoderOptions(quality=quality, device="cpu", threads=1)
+        self.settings = Settings(".lic", options, locate(folder))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Code and write some files; their new paths and sizes."""
+        """Code and write some files, each to its place in the tree; their new paths and sizes."""
         targets, sizes = [], []
         for path, data in zip(batch["path"], batch["bytes"], strict=True):
-            with Image.open(BytesIO(data)) as image:
-                (coded,) = pillow_lic.encode_batch([image], quality=self.quality)
-            target = locate(f"{self.folder}/{PurePosixPath(path).with_suffix('.lic').name}")
+            coded = transform(data, self.settings)[0]
+            # With its extension, so that a.jpg and a.png do not meet.
+            place = os.path.relpath(locate(path).path, self.source)
+            target = locate(f"{self.folder}/{place}.lic")
             write(target, coded, target.folder)
             targets.append(str(target))
             sizes.append(len(coded))
@@ -55,13 +58,15 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=1, help="one core each; reading needs one as well")
     parser.add_argument("--quality", type=float, default=4)
     args = parser.parse_args()
-    files = ray.data.read_binary_files(args.source, include_paths=True)
+    pictures = sorted(extension[1:] for extension in readable())
+    files = ray.data.read_binary_files(args.source, include_paths=True, file_extensions=pictures)
     actors = ray.data.ActorPoolStrategy(size=args.actors)
-    settings = {"folder": args.target, "quality": args.quality}
+    settings = {"source": args.source, "folder": args.target, "quality": args.quality}
     done = files.map_batches(Encoder, fn_constructor_kwargs=settings, batch_size=8, compute=actors).take_all()
     print(f"{len(done)} files, {sum(row['size'] for row in done)} bytes")
-    pictures = ray.data.read_binary_files(args.target).map_batches(decode, batch_size=8).take_all()
-    print(f"{len(pictures)} pictures, mean brightness {np.mean([row['image'].mean() for row in pictures]):.1f}")
+    coded = ray.data.read_binary_files(args.target, file_extensions=["lic"])
+    rows = coded.map_batches(decode, batch_size=8).take_all()
+    print(f"{len(rows)} pictures, mean brightness {np.mean([row['image'].mean() for row in rows]):.1f}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class EncoderOptions:
     quality    float, 1 (smallest) to 8 (best), continuous; default 4
     target_size, target_bpp, target_psnr
                choose the quality: the best picture in at most so many bytes (metadata included) or
-               bits a pixel, or the smallest file of at least so many dB; one of them, instead of quality
+               bits a pixel, or the smallest file of at least so many dB; one of them, and it wins over quality
     context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), "volume"
                (slower), or "auto" to try all but the slow ones and keep the smallest file; None for "staircase"
                where the model has it, else "none"; at one quality and an effort up to 2 all decode to the same pixels

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pillow_lic import EncoderOptions
 from pillow_lic.batch import Summary, convert, plan
-from pillow_lic.batch.files import locate, write
+from pillow_lic.batch.files import changed, locate, write
 from pillow_lic.batch.plan import RECORD
 from pillow_lic.cli import main
 
@@ -284,3 +284,106 @@ def test_one_file(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (tmp_path / "link.lic").is_symlink()
     assert main(argv) == 0
     assert (tmp_path / "a.lic").stat().st_mode & 0o777 == 0o640
+
+
+def test_another_source_of_the_same_name_replaces_nothing(tmp_path: Path) -> None:
+    out, cards = tmp_path / "out", [tmp_path / "card1", tmp_path / "card2"]
+    for side, card in zip((40, 48), cards, strict=True):
+        card.mkdir()
+        load("camera").crop((0, 0, side, side)).save(card / "DSC_1.jpg")
+    assert counts(convert(cards[0], out, jobs=1)) == (1, 0, 0)  # a single source needs no list
+    other = convert(str(cards[1]), out, jobs=1)
+    assert counts(other) == (0, 0, 1)
+    assert "made from another file" in str(other.failures[0].error)
+    with Image.open(out / "DSC_1.lic") as image:
+        assert image.size == (40, 40)
+    moved = cards[0].rename(tmp_path / "moved")
+    assert counts(convert([moved], out, jobs=1)) == (0, 1, 0)
+    assert counts(convert([moved], out, jobs=1, options=EncoderOptions(quality=2))) == (1, 0, 0)
+    load("camera").crop((0, 0, 56, 56)).save(moved / "DSC_1.jpg")
+    assert counts(convert([moved], out, jobs=1)) == (1, 0, 0)  # the record knows the new place by now
+    assert counts(convert([cards[1]], out, jobs=1, overwrite=True)) == (1, 0, 0)
+
+
+def test_one_odd_place_stops_nothing_else(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trip").write_text("a file where a folder should be")
+    summary = convert([photos], out, jobs=1, keep_going=True)
+    assert counts(summary) == (1, 0, 2)
+    assert (out / "a.lic").exists()
+    assert (out / "trip").read_text() == "a file where a folder should be"
+
+
+def test_a_dry_run_says_what_would_happen(photos: Path, tmp_path: Path) -> None:
+    load("camera").crop((0, 0, 40, 40)).save(photos / "a.jpg")
+    assert convert([photos], tmp_path / "out", dry_run=True).planned == []
+    assert len(convert([photos], tmp_path / "out", dry_run=True, keep_going=True).planned) == 3
+
+
+def test_one_file_replaces_no_original(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lic, jpg = tmp_path / "a.lic", tmp_path / "b.jpg"
+    assert main(["convert", str(photos / "a.png"), str(lic)]) == 0
+    load("camera").crop((0, 0, 40, 40)).save(jpg)
+    before = jpg.read_bytes(), lic.read_bytes()
+    for source, target in ((photos / "a.png", jpg), (lic, jpg), (lic, lic)):
+        for dry in ([], ["--dry-run"]):
+            assert main(["convert", str(source), str(target), *dry]) == 1
+            assert "--overwrite replaces it" in capsys.readouterr().err
+    assert (jpg.read_bytes(), lic.read_bytes()) == before
+    assert main(["convert", str(lic), str(jpg), "--overwrite"]) == 0
+    with Image.open(jpg) as image, Image.open(lic) as source:
+        assert image.size == source.size
+    assert main(["convert", str(tmp_path / "nowhere.png"), str(lic), "--dry-run"]) == 1
+
+
+def test_damage_of_any_kind_is_a_message(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    noise = Image.effect_noise((300, 300), 60)
+    noise.save(tmp_path / "x.png")
+    data = bytearray((tmp_path / "x.png").read_bytes())
+    second = data.index(b"IDAT", data.index(b"IDAT") + 1)
+    data[second : second + 4] = b"\0\1\2\3"
+    (tmp_path / "x.png").write_bytes(data)
+    assert main(["convert", str(tmp_path / "x.png"), str(tmp_path / "x.lic")]) == 1
+    assert "SyntaxError: broken PNG file" in capsys.readouterr().err
+
+
+def test_psnr_is_of_what_is_seen(tmp_path: Path) -> None:
+    photo = load("camera").crop((0, 0, 96, 96)).convert("RGB")
+    logo = Image.effect_noise((96, 96), 90).convert("RGB")
+    logo.paste(photo.crop((0, 0, 48, 48)), (0, 0))
+    mask = Image.new("L", logo.size)
+    mask.paste(255, (0, 0, 48, 48))
+    logo.putalpha(mask)  # noise that nobody sees
+    logo.save(tmp_path / "logo.png")
+    found = convert([tmp_path / "logo.png"], tmp_path / "out", jobs=1, psnr=True).psnr
+    assert found is not None
+    assert found > 30
+
+
+def test_films_count_their_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.effect_noise((40, 40), 50) for _ in range(4)]
+    frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:])
+    assert convert([tmp_path / "film.webp"], tmp_path / "out", jobs=1).pixels == 4 * 40 * 40
+    assert main(["info", str(tmp_path / "out" / "film.lic")]) == 0
+    size = (tmp_path / "out" / "film.lic").stat().st_size
+    told = capsys.readouterr().out
+    assert "40 x 40, RGB, 4 frames" in told  # WebP knows no grey
+    assert f"{8 * size / 6400:.4f} bpp" in told
+
+
+def test_a_job_says_where_files_are_decoded(photos: Path, tmp_path: Path) -> None:
+    convert([photos], tmp_path / "lic", jobs=1)
+    summary = convert([tmp_path / "lic"], tmp_path / "png", to="png", jobs=1, options=EncoderOptions(device="cuda:77"))
+    assert "cuda:77" in str(summary.failures[0].error)
+
+
+def test_what_pillow_opens_is_taken() -> None:
+    found = plan.readable()
+    assert {".jpg", ".png", ".avif", ".mpo", ".tif"} <= found
+    assert not {".lic", ".wmf", ".mpg"} & found
+
+
+def test_archives_without_dates() -> None:
+    assert changed({"date_time": (1980, 0, 0, 0, 0, 0)}) is None
+    assert changed({"date_time": (1980, 1, 1, 0, 0, 0)}) is not None

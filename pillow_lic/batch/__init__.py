@@ -28,7 +28,7 @@ __all__ = ["Summary", "convert"]
 
 
 def convert(
-    sources: Iterable[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     target: str | os.PathLike[str],
     *,
     to: str = ".lic",
@@ -59,7 +59,8 @@ def convert(
     """
     started = time.perf_counter()
     suffix = suffix_of(to)
-    places, destination = [locate(s) for s in sources], locate(target)
+    given = [sources] if isinstance(sources, (str, os.PathLike)) else sources
+    places, destination = [locate(s) for s in given], locate(target)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     if (scheduler or jobs != 1) and any("memory" in f.fs.protocol for f in (*places, destination)):
@@ -69,9 +70,11 @@ def convert(
     settings = Settings(suffix, options or options_from({}), destination.below(FOLDER), psnr, threads)
     plan = make_plan(places, destination, settings, overwrite=overwrite)
     summary = Summary(skipped=plan.done, failures=[failed(s, destination, error) for s, error in plan.failures])
+    if summary.failures and not keep_going:
+        plan.tasks.clear()
     if dry_run:
         summary.planned = [(str(task.source), str(task.target)) for task in plan.tasks]
-    elif plan.tasks and (keep_going or not summary.failures):
+    elif plan.tasks:
         with recorded(destination, plan), closing(_results(plan, settings, jobs, scheduler)) as results:
             for result in results:
                 summary.add(result)

@@ -50,7 +50,7 @@ class File(NamedTuple):
         if isinstance(self.fs, LocalFileSystem) and isinstance(other.fs, LocalFileSystem):
             try:
                 return os.path.samefile(self.path, other.path)
-            except FileNotFoundError:
+            except OSError:  # one of them is not there, or out of reach
                 return os.path.realpath(self.path) == os.path.realpath(other.path)
         return self == other
 
@@ -191,7 +191,7 @@ def changed(info: Info) -> float | None:
         match info.get(name):
             case datetime() as moment:
                 return moment.timestamp()
-            case tuple() as moment:
+            case tuple() as moment if all(moment[1:3]):  # archives may have a month 0 for none
                 return datetime(*moment).timestamp()
             case str() as moment:
                 return datetime.fromisoformat(moment).timestamp()

@@ -62,7 +62,8 @@ def timing_for(image: Image.Image, form: str) -> dict[str, Any]:
     if form != FORMAT:
         durations = []
         for frame in ImageSequence.Iterator(image):
-            frame.load()  # before which some formats do not know
+            if image.format != FORMAT:
+                frame.load()  # before which some formats do not know
             durations.append(frame.info.get("duration", 0))
         found["duration"] = durations
     return found

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
@@ -28,9 +29,9 @@ from pillow_lic.plugin import EXTENSION
 
 FOLDER = ".lic-convert"
 RECORD = f"{FOLDER}/sources.json"
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
-STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"})
+STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"} | (set() if sys.platform == "win32" else {"WMF"}))
 """Formats that Pillow recognises and cannot decode."""
 
 
@@ -67,10 +68,18 @@ class Task:
     stale: str | None = None
 
 
+class Origin(NamedTuple):
+    """What a target is made from and how, in 16 letters each: where the source lies, the source, the settings."""
+
+    where: str
+    picture: str
+    settings: str
+
+
 class Entry(NamedTuple):
     """A target's line in the record: what it is made from and how, and what lay in its place before."""
 
-    origin: str
+    origin: Origin
     stale: str | None
 
 
@@ -108,14 +117,15 @@ def sources_of(
 
 def readable() -> frozenset[str]:
     """Extensions of the pictures that Pillow opens, without .lic."""
-    formats = {e: f for e, f in Image.registered_extensions().items() if f in Image.OPEN and f not in STUBS}
-    return frozenset(formats) - {EXTENSION}
+    opened = (Image.OPEN.keys() | {"MPO"}) - STUBS  # MPO's files begin as JPEG's, whose plugin finds out
+    return frozenset(e for e, form in Image.registered_extensions().items() if form in opened) - {EXTENSION}
 
 
 def make_plan(sources: Sequence[File], target: File, settings: Settings, *, overwrite: bool = False) -> Plan:
     """Decide what is to be converted; changes nothing."""
-    there = files_below(target)
-    plan = Plan(record=_read_record(target, there))
+    # A store is asked once for all it has; a local folder may have a million other files, and is asked for each.
+    there = None if isinstance(target.fs, LocalFileSystem) else files_below(target)
+    plan = Plan(record=_read_record(target))
     seen: dict[str, File] = {}
 
     def unreadable(error: OSError) -> None:
@@ -128,23 +138,43 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
             plan.failures.append((source, f"{seen[key]} becomes {place} already"))
             continue
         seen[key] = source
-        if target.below(place).is_same(source):
-            plan.failures.append((source, "would be replaced by its own conversion"))
+        own = target.below(place)
+        try:
+            if own.is_same(source):
+                raise FileExistsError("would be replaced by its own conversion")
+            found = own.info() if there is None else there.get(place)
+            task = _task(plan, place, Task(source, own), found, _origin(source, info, settings), overwrite, info)
+        except OSError as error:
+            plan.failures.append((source, str(error)))
             continue
-        # Asked for by itself, too: its name may be there in other letters, and the filesystem not mind.
-        found = there.get(place) or target.below(place).info()
-        shown = None if found is None else f"{found['size']} {changed(found)}"
-        entry, origin = plan.record.get(place), _origin(source, info, settings)
-        if not overwrite and found is not None and _is_done(entry, origin, shown, found, info):
+        if task is None:
             plan.done += 1
-            continue
-        if not overwrite and found is not None and entry is None:
-            plan.failures.append((source, f"{target.below(place)} is there and not of this command's making"))
-            continue
-        if overwrite or entry is None or entry.origin != origin:
-            entry = plan.record[place] = Entry(origin, shown)
-        plan.tasks.append(Task(source, target.below(place), entry.stale))
+        else:
+            plan.tasks.append(task)
     return plan
+
+
+def _task(
+    plan: Plan, place: str, task: Task, found: Info | None, origin: Origin, overwrite: bool, source: Info
+) -> Task | None:
+    """What is to do for a target of which ``found`` is there, with its line in the record; None if it is done.
+
+    Raises ``FileExistsError`` if what is there is nothing to replace.
+    """
+    shown = None if found is None else f"{found['size']} {changed(found)}"
+    entry = plan.record.get(place)
+    if found is not None and not overwrite:
+        if _is_done(entry, origin, shown, found, source):
+            if entry is not None:
+                plan.record[place] = entry._replace(origin=origin)  # it may lie elsewhere by now
+            return None
+        if entry is None:
+            raise FileExistsError(f"{task.target} is there and not of this command's making")
+        if entry.origin.where != origin.where and entry.origin.picture != origin.picture:
+            raise FileExistsError(f"{task.target} is there and made from another file; --overwrite replaces it")
+    if overwrite or entry is None or entry.origin != origin:
+        entry = plan.record[place] = Entry(origin, shown)
+    return replace(task, stale=entry.stale)
 
 
 @contextmanager
@@ -180,29 +210,32 @@ def is_done(task: Task) -> bool:
     return f"{info['size']} {changed(info)}" != task.stale
 
 
-def _is_done(entry: Entry | None, origin: str, shown: str | None, target: Info, source: Info) -> bool:
+def _is_done(entry: Entry | None, origin: Origin, shown: str | None, target: Info, source: Info) -> bool:
     if entry is not None:
-        return entry.origin == origin and shown != entry.stale
+        return entry.origin[1:] == origin[1:] and shown != entry.stale  # wherever the source lies by now
     # Not of our making, or the record is lost: what is not older than its source counts as done, as with make.
     times = changed(target), changed(source)
     return times[0] is not None and times[1] is not None and times[0] >= times[1]
 
 
-def _origin(source: File, info: Info, settings: Settings) -> str:
-    """What a target is made from and how, in 16 letters; the same wherever the source lies."""
+def _origin(source: File, info: Info, settings: Settings) -> Origin:
     # Where and by how many threads a picture is coded is nothing that anybody asks of the result.
     options = asdict(replace(settings.options, device=None, threads=None)) if settings.suffix == EXTENSION else None
-    told = json.dumps([source.name, version(info), settings.suffix, options])
-    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    where = os.path.realpath(source.path) if isinstance(source.fs, LocalFileSystem) else str(source)
+    return Origin(*map(_hash, (where, [source.name, version(info)], [settings.suffix, options])))
 
 
-def _read_record(target: File, there: dict[str, Info]) -> dict[str, Entry]:
-    if RECORD not in there:
-        return {}
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
+
+
+def _read_record(target: File) -> dict[str, Entry]:
     try:
         found = json.loads(read(target.below(RECORD)))
         if found["version"] != RECORD_VERSION:
             raise ValueError
-        return {name: Entry(*entry) for name, entry in found["files"].items()}
+        return {name: Entry(Origin(*origin), stale) for name, (origin, stale) in found["files"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{target.below(RECORD)} is no record of this version; remove it to begin anew") from None

@@ -1,15 +1,10 @@
-"""What commands share: errors of usage, encoder options, a progress bar, atomic writing."""
+"""What commands share: errors of usage, encoder options, a progress bar."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
 
 from pillow_lic import container
 from pillow_lic.options import DEFAULT_CONTEXT, DEFAULT_LATTICE, TARGETS, TUNES, EncoderOptions, options_from
@@ -34,8 +29,10 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
     group.add_argument("--context", help=f"context model: {CONTEXTS}; default {DEFAULT_CONTEXT}")
     group.add_argument("--quantizer", help=f"{', '.join(container.QUANTIZERS)}; default {DEFAULT_LATTICE}")
-    group.add_argument("--adaptive", nargs="?", const=True, metavar="importance",
-                       help="bits where the picture looks worst, or where a network trained for it says")  # fmt: skip
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--adaptive", action="store_true", default=None, help="bits where the picture looks worst")
+    where.add_argument("--importance", dest="adaptive", action="store_const", const="importance",
+                       help="bits where a network that was trained for it says")  # fmt: skip
     group.add_argument("--progressive", action="store_true", default=None, help="in scans: its beginning opens too")
     group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
     group.add_argument(
@@ -61,7 +58,7 @@ def progress(task: str) -> Iterator[None]:
 
     from pillow_lic import codec
 
-    with tqdm(unit="", desc=task, delay=2, leave=False) as bar:
+    with tqdm(unit="", desc=task, delay=2, leave=False, disable=None) as bar:
 
         def on_progress(done: int, total: int) -> None:
             bar.total = total
@@ -69,30 +66,3 @@ def progress(task: str) -> Iterator[None]:
 
         with codec.reporting_to(on_progress):
             yield
-
-
-def permissions(path: Path) -> int:
-    """The mode of a file, or that of a new one."""
-    if path.exists():
-        return stat.S_IMODE(path.stat().st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-@contextmanager
-def atomically(target: Path) -> Iterator[IO[bytes]]:
-    """Write beside the target and rename: the target is the old file or the whole new one, and as open to others as it
-    was; a link stays one.
-    """
-    target = target.resolve()
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "w+b") as fp:
-            yield fp
-        partial.chmod(permissions(target))
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

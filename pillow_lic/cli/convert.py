@@ -14,6 +14,7 @@ from pillow_lic.options import EncoderOptions
 
 if TYPE_CHECKING:
     from pillow_lic.batch import Summary
+    from pillow_lic.batch.plan import Task
 
 TO = ".lic"
 
@@ -62,9 +63,9 @@ def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
     from pillow_lic import batch
     from pillow_lic.batch.files import locate
     from pillow_lic.batch.plan import Settings, Task
-    from pillow_lic.batch.worker import convert
+    from pillow_lic.batch.worker import convert_all
 
-    if args.scheduler or args.to != TO:
+    if args.scheduler or args.to not in (TO, TO[1:]):
         raise UsageError("--engine, --scheduler and --to are for folders")
     (source,), target = args.sources, args.target
     try:
@@ -72,13 +73,19 @@ def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     task, summary = Task(locate(source), locate(target)), batch.Summary()
+    if task.source.info() is None:
+        raise FileNotFoundError(f"there is no {task.source}")
+    if not args.overwrite and _may_be_an_original(task) and task.target.info() is not None:
+        raise FileExistsError(f"{target} is there; --overwrite replaces it")
     if args.dry_run:
         summary.planned = [(str(task.source), str(task.target))]
         _print(summary, as_json=args.json)
         return
     started = time.perf_counter()
     with progress("convert"):
-        result = convert(task, Settings(suffix, options, task.target.folder, psnr=args.psnr))
+        (result,) = convert_all([task], Settings(suffix, options, task.target.folder, psnr=args.psnr))
+    if result.error:
+        raise OSError(f"{source}: {result.error}")
     summary.add(result)
     summary.seconds = time.perf_counter() - started
     if args.json:
@@ -87,6 +94,11 @@ def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
     bits = 8 * result.after / result.pixels
     quality = "" if result.psnr is None else f", {result.psnr:.2f} dB"
     print(f"{source} -> {target}: {result.before} -> {result.after} bytes, {bits:.4f} bpp{quality}")
+
+
+def _may_be_an_original(task: Task) -> bool:
+    """Whether the target is no .lic file made from a picture: `lic convert *.jpg` may name two of them."""
+    return not task.target.name.lower().endswith(TO) or task.source.name.lower().endswith(TO)
 
 
 def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
@@ -101,7 +113,7 @@ def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
         raise UsageError(str(error)) from None
     if args.jobs is not None and args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
-    with tqdm(unit="file", desc="convert", delay=1, leave=False) as bar:
+    with tqdm(unit="file", desc="convert", delay=1, leave=False, disable=None) as bar:
 
         def on_result(result: Result, total: int) -> None:
             bar.total = total

@@ -28,10 +28,11 @@ def run(args: argparse.Namespace) -> None:
             metadata, header = reader.metadata(), reader.header
             if args.verify:
                 reader.verify()
-        size = os.path.getsize(name)
+        size, pixels = os.path.getsize(name), header.width * header.height * header.frames
+        frames = f", {header.frames} frames" if header.frames > 1 else ""
         rows = {
-            "size": f"{header.width} x {header.height}, {header.mode}",
-            "file": f"{size} bytes, {8 * size / (header.width * header.height):.4f} bpp",
+            "size": f"{header.width} x {header.height}, {header.mode}{frames}",
+            "file": f"{size} bytes, {8 * size / pixels:.4f} bpp",
             "quality": f"{quality_of(header.quality_code):g}",
             "coding": f"context {header.context}, quantizer {header.quantizer}",
             "tiles": f"{header.tiles} of {header.tile} pixels" if header.tile else "1",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pillow_lic
 from pillow_lic import container
-from pillow_lic.cli.common import CONTEXTS, UsageError, atomically, progress
+from pillow_lic.cli.common import CONTEXTS, UsageError, progress
 from pillow_lic.options import EncoderOptions
 
 
@@ -23,6 +23,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Code a .lic file with another context model: another size, identical pixels and metadata."""
+    from pillow_lic.batch.files import locate, write
+
     source, target = Path(args.source), Path(args.target)
     try:
         EncoderOptions(context=args.context)
@@ -34,8 +36,7 @@ def run(args: argparse.Namespace) -> None:
             coded = pillow_lic.transcode(data, args.context)
         except SyntaxError:
             raise OSError(f"{source} is not a LIC file") from None
-    with atomically(target) as fp:
-        fp.write(coded)
+    write(locate(target), coded, locate(target.resolve().parent))
     context = container.Reader(BytesIO(coded)).header.context
     change = 100 * (len(coded) / len(data) - 1)
     print(f"{source} -> {target}: {len(data)} -> {len(coded)} bytes ({change:+.1f} %), context {context}")

@@ -32,7 +32,10 @@ SPAN = 4.0
 """Companding acts within so many standard deviations of the mean; beyond, steps stay as wide as they are there."""
 
 SOFTNESS = 4.0
-"""Of the choice between whole and half steps: a softmax of minus so many times the squared distance."""
+"""Of the choice between whole and half steps: a softmax of minus so many times the mean squared distance.
+
+The mean, as the sum over a hundred latents is a hard choice nearly everywhere and drowns all other gradients elsewhere.
+"""
 
 ARMS = {
     "scalar": (False, False),
@@ -71,7 +74,8 @@ def diamond(x: Tensor, wide: Tensor) -> Tensor:
     softmax over both.
     """
     whole, half = x.round(), torch.where(wide, (x - 0.5).round() + 0.5, x.round())
-    distance = torch.stack([((x - p.detach()).square() * wide).sum(1, keepdim=True) for p in (whole, half)])
+    count = wide.sum(1, keepdim=True).clamp(min=1)
+    distance = torch.stack([((x - p.detach()).square() * wide).sum(1, keepdim=True) / count for p in (whole, half)])
     share = torch.softmax(-SOFTNESS * distance, dim=0)
     straight = [x + (p - x).detach() for p in (whole, half)]
     soft = share[0] * straight[0] + share[1] * straight[1]
@@ -177,12 +181,14 @@ def main() -> None:
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--limit", type=int, help="only so many of the images")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--pace", type=float, default=0.1, help="learning rates, relative to the first weights' own")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     saved = recipe_from(torch.load(given.start, weights_only=True)["recipe"])
     schedule = Schedule(steps=given.steps, warmup_steps=min(20, given.steps), hold=0.3, final=0.01)
-    recipe = replace(saved, schedule=schedule, rate={"none": 1.0}, contexts={}, seed=11)
+    slower = replace(saved.optimiser, muon=saved.optimiser.muon * given.pace, adam=saved.optimiser.adam * given.pace)
+    recipe = replace(saved, schedule=schedule, optimiser=slower, rate={"none": 1.0}, contexts={}, seed=11)
     images = validation_images(given.images, given.limit)
     anchor: Curve = []
     for arm in ARMS:

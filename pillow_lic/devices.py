@@ -95,14 +95,26 @@ def or_on_cpu(device: torch.device, work: Callable[[torch.device], Result]) -> R
     """What some work on a device gives; on the CPU, with one warning, if the GPU's memory does not suffice."""
     try:
         return work(device)
-    except torch.cuda.OutOfMemoryError as error:
-        if device.type == "cpu":
+    except RuntimeError as error:
+        if device.type == "cpu" or not is_full(error):
             raise
         reason = str(error).partition(".")[0]
     # Outside the handler, whose traceback would keep the GPU's tensors alive.
     torch.cuda.empty_cache()
     tell_once(f"{device} is out of memory ({reason}); working on the CPU. Smaller tiles (tile=) need less")
     return work(torch.device("cpu"))
+
+
+def is_of_a_gpu(error: BaseException) -> bool:
+    """Whether an error is one of CUDA, or of its libraries."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA", "CUBLAS", "CUDNN", "cuDNN"))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory does not suffice; its libraries have words of their own for that."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return is_of_a_gpu(error) and any(words in str(error) for words in ("out of memory", "ALLOC_FAILED"))
 
 
 @cache

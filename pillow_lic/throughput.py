@@ -49,9 +49,13 @@ def decode_batch(
     those of single pictures.  On the CPU they are the same.  Raises what ``Image.open`` and ``load`` do.
     """
     infos: list[dict[Any, Any]] = []
-    found = [_to_host(t) for t in codec.decode_many(_frames(files, infos), device, workers)]
-    if any(pixels.is_pinned() for pixels in found):
-        torch.cuda.synchronize()
+    found, devices = [], set()
+    for pixels in codec.decode_many(_frames(files, infos), device, workers):
+        found.append(_to_host(pixels))
+        devices.add(pixels.device)
+    for used in devices:
+        if used.type == "cuda":
+            torch.cuda.synchronize(used)
     images = []
     for pixels, info in zip(found, infos, strict=True):
         image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).contiguous().numpy())

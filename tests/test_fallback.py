@@ -18,6 +18,7 @@ import pillow_lic
 from pillow_lic import codec, devices, options
 from pillow_lic.codec import decoding, encoding
 from pillow_lic.models import loading
+from pillow_lic.models.errors import ModelError, reading
 
 
 @pytest.fixture(autouse=True)
@@ -69,40 +70,63 @@ def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, smal
         coded(small, device="cuda")
 
 
-def full(function: Callable[..., object], place: int) -> Callable[..., object]:
+FULL = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
+
+
+def full(function: Callable[..., object], place: int, error: Exception) -> Callable[..., object]:
     """The function on a GPU that has no memory left; its argument at ``place`` holds or is the device."""
 
     def run(*args: object) -> object:
         on = getattr(args[place], "device", args[place])
         if on.type == "cuda":  # type: ignore[attr-defined]
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            raise error
         return function(*args)
 
     return run
 
 
-@pytest.fixture
-def full_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=FULL)
+def full_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
     chosen: list[torch.device] = [torch.device("cuda")]
     for module in (decoding, encoding):
         monkeypatch.setattr(module, "choose_device", lambda name, pixels: chosen[0])
-    monkeypatch.setattr(decoding, "_synthesise", full(decoding._synthesise, 0))
-    monkeypatch.setattr(encoding, "_encode", full(encoding._encode, 6))
+    monkeypatch.setattr(decoding, "_synthesise", full(decoding._synthesise, 0, request.param))
+    monkeypatch.setattr(encoding, "_encode", full(encoding._encode, 6, request.param))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return str(request.param).partition(".")[0]
 
 
-def test_a_full_gpu_leaves_the_work_to_the_cpu(small: Image.Image, request: pytest.FixtureRequest) -> None:
+@pytest.fixture
+def ready(small: Image.Image) -> tuple[bytes, np.ndarray]:
+    """A file and its pixels, from before the GPU is full."""
     data = coded(small)
-    expected = pixels_of(data)
-    request.getfixturevalue("full_gpu")
+    return data, pixels_of(data)
+
+
+def test_a_full_gpu_leaves_the_work_to_the_cpu(
+    small: Image.Image, ready: tuple[bytes, np.ndarray], full_gpu: str
+) -> None:
+    data, expected = ready
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert coded(small) == data
         assert np.array_equal(pixels_of(data), expected)
         pixels_of(data)
     assert [str(w.message) for w in said] == [
-        "cuda is out of memory (CUDA out of memory); working on the CPU. Smaller tiles (tile=) need less"
+        f"cuda is out of memory ({full_gpu}); working on the CPU. Smaller tiles (tile=) need less"
     ]
+
+
+def test_what_a_gpu_says_is_no_damage_of_the_model(tmp_path: Path) -> None:
+    told = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal memory access") as caught, reading(tmp_path / "x.safetensors"):
+        raise RuntimeError(told)
+    assert str(caught.value) == told
+    with pytest.raises(ModelError, match="damaged or not a pillow-lic model"), reading(tmp_path / "x.safetensors"):
+        raise RuntimeError("sizes differ")
 
 
 def test_memory_that_the_cpu_does_not_have_is_an_error(small: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

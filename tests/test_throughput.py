@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 import pillow_lic
 from pillow_lic.codec import batches
+from pillow_lic.options import EncoderOptions
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -89,6 +91,26 @@ def test_regions_go_through_networks_together(images: list[Image.Image], monkeyp
             difference = np.asarray(single).astype(int) - np.asarray(found)
         assert np.abs(difference).max() <= 1
         assert psnr(picture.convert("RGB"), found.convert("RGB")) > 25
+
+
+def test_large_pictures_are_begun_one_by_one(images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun_before_the_first() -> int:
+        begun: list[int] = []
+
+        def coming() -> Iterator[tuple[np.ndarray, dict[str, bytes]]]:
+            for n in range(9):
+                begun.append(n)
+                yield np.asarray(images[0]), {}
+
+        found = batches.encode_many(coming(), EncoderOptions())
+        first = next(found)
+        count = len(begun)
+        assert list(found) == [first] * 8
+        return count
+
+    many = begun_before_the_first()
+    monkeypatch.setattr(batches, "BEGUN_PIXELS", 1)
+    assert begun_before_the_first() < many
 
 
 def test_what_is_wrong(images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -39,6 +38,9 @@ BATCH = 32
 
 BATCH_PIXELS = 16 * 2**20
 """Pixels of a batch: it takes about 100 bytes of memory for each."""
+
+BEGUN_PIXELS = 2 * BATCH_PIXELS
+"""Pixels of pictures that are begun before those ahead of them are through."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -90,13 +92,19 @@ def encode_many(
 
 def _in_turn(started: Iterator[Coming], batches: _Batches, threads: int | None = None) -> Iterator[Coming]:
     """Pictures whose results are there, or will be soon; some more than a batch holds are begun before they are."""
-    ahead = deque(islice(started, 2 * batches.limit + 2))
-    most = len(ahead)
+    most = 2 * batches.limit + 2
+    ahead: deque[Coming] = deque()
     waiting: deque[Coming] = deque()
-    while ahead:
+    while True:
+        # However large they are, one is prepared beside the one in work.
+        while len(ahead) < 2 or (len(ahead) < most and sum(picture.area for picture in ahead) < BEGUN_PIXELS):
+            if (coming := next(started, None)) is None:
+                break
+            ahead.append(coming)
+        if not ahead:
+            break
         picture = ahead.popleft()
         waiting.append(picture)
-        ahead.extend(islice(started, 1))
         with quiet(batches.device, threads):
             picture.send_to(batches)
             if not ahead or len(waiting) > 4 * batches.limit:
@@ -159,6 +167,11 @@ class _Decoding:
     pixels: Tensor
     open: int = 0
     ready = True
+
+    @property
+    def area(self) -> int:
+        """Pixels of the picture."""
+        return self.header.width * self.header.height
 
     @classmethod
     def start(cls, header: Header, frame: Frame, device: torch.device, pool: ThreadPoolExecutor) -> _Decoding:
@@ -238,6 +251,11 @@ class _Encoding:
     pool: ThreadPoolExecutor
     tiles: dict[int, Future[list[bytes]]] = field(default_factory=dict)
     open: int = 0
+
+    @property
+    def area(self) -> int:
+        """Pixels of the picture."""
+        return self.header.width * self.header.height
 
     @classmethod
     def start(

@@ -28,7 +28,8 @@ def crop(y: Tensor, tile: Tile, around: Tile, scale: int = 1) -> Tensor:
 
 def quality_tensor(header: Header, device: torch.device) -> Tensor:
     """A file's quality as networks take it, (1,)."""
-    return torch.tensor([options.quality_of(header.quality_code)], dtype=torch.float32, device=device)
+    # Filled, not copied: a copy would wait for the GPU.
+    return torch.full((1,), options.quality_of(header.quality_code), dtype=torch.float32, device=device)
 
 
 @contextmanager

@@ -96,6 +96,8 @@ class IntegerLayer:
         if code != quality_code:  # one assignment, so that threads see either pair
             start = self._start_at(quality_code)
             self._start = (quality_code, start)
+        if start[0].is_cuda:  # another thread may replace it while this one's stream still reads it
+            start[0].record_stream(torch.cuda.current_stream(start[0].device))
         if self._bytes is not None:
             return self._bytes(self.taken(x), by_row, *start)
         return torch.addmm(start[0], self._scaled, self.taken(x))

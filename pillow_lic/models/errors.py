@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pillow_lic.devices import is_of_a_gpu
+
 _STUMBLES = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
 
@@ -22,9 +24,11 @@ def reading(path: Path) -> Iterator[None]:
     """Whatever is wrong with a model's file is a :class:`ModelError`."""
     try:
         yield
-    except (ModelError, torch.cuda.OutOfMemoryError):
+    except ModelError:
         raise
     except _STUMBLES as error:
+        if is_of_a_gpu(error):
+            raise
         raise ModelError(f"{path} is damaged or not a pillow-lic model: {error}") from error
 
 

@@ -32,6 +32,8 @@ def together(device: str) -> Iterator[None]:
     if processes() == 1:
         yield
         return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield

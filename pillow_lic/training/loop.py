@@ -187,10 +187,14 @@ class Trainer:
         if self.step == 0 and not self.started:
             initialise_priors(self.model, self.crops.batch(4 * batch, generator))
         # Every process starts from the same weights and goes on with crops of its own.
-        generator.manual_seed(seed + 7919 * distributed.rank())
+        own_seed = seed + 7919 * distributed.rank()
+        generator.manual_seed(own_seed)
+        torch.manual_seed(own_seed)  # of the noise in place of rounding
         compute = distributed.share_gradients(Loss(self.model, self.recipe), self.device)
         if self.device.type == "cuda":
             compute = torch.compile(compute)  # type: ignore[assignment]
+        called = time.monotonic()
+        self._warm_up(compute)
         started, before = time.monotonic(), self.seconds
         saved = started
         sums: list[Tensor] = []
@@ -205,11 +209,22 @@ class Trainer:
             if checkpoint and now - saved > CHECKPOINT_SECONDS:
                 self.save(checkpoint)
                 saved = now
-            if stop_after is not None and now - started > 60 * stop_after:
+            if stop_after is not None and now - called > 60 * stop_after:
                 break
         if checkpoint:
             self.save(checkpoint)
         return finished
+
+    def _warm_up(self, compute: nn.Module) -> None:
+        """Have a GPU's compiler do its work, which is no training and does not count as such."""
+        if self.device.type != "cuda":
+            return
+        size, count = self.recipe.batches.size, self.recipe.batches.batch
+        pixels = torch.zeros((count, 3, size, size), device=self.device).to(memory_format=torch.channels_last)
+        compute(pixels, torch.ones(count, device=self.device), self._zero)[0].backward()
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        torch.cuda.synchronize(self.device)
 
     def _step(self, pixels: Tensor, generator: torch.Generator, compute: nn.Module) -> Tensor:
         self._set_rates()
@@ -221,8 +236,9 @@ class Trainer:
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
-        for table in self._tables:
-            table.copy_(self._smoothing @ table)
+        if self._tables:  # together: each launch on a GPU takes longer than the work
+            smooth = self._smoothing @ torch.cat(self._tables, dim=1)
+            torch._foreach_copy_(self._tables, torch.split(smooth, [table.shape[1] for table in self._tables], dim=1))
         self._average_weights()
         return figures  # type: ignore[no-any-return]
 
@@ -230,7 +246,7 @@ class Trainer:
         if self.recipe.quantisation != "soft-to-hard":
             return self._zero  # no transfer to the device where nobody asks
         done = progress(self.recipe.schedule, self.step, self.seconds)
-        return torch.tensor(min(1.0, done), device=self.device)
+        return torch.full((), min(1.0, done), device=self.device)
 
     def _set_rates(self) -> None:
         factor = rate_factor(self.recipe.schedule, self.step, self.seconds)

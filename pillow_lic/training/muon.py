@@ -44,26 +44,26 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Apply one update; equal shapes are orthogonalised together."""
         for group in self.param_groups:
-            shapes: dict[tuple[int, ...], list[nn.Parameter]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(tuple(p.shape), []).append(p)
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            grads, buffers = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
+            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+            shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+            for p, move in zip(params, torch._foreach_lerp(grads, buffers, group["momentum"]), strict=True):
+                matrix = move.reshape(p.shape[0], -1)
+                shapes.setdefault(tuple(matrix.shape), []).append((p, matrix))
             for same in shapes.values():
-                self._update(same, group["lr"], group["momentum"])
+                _move([p for p, _ in same], [matrix for _, matrix in same], group["lr"])
 
-    def _update(self, params: list[nn.Parameter], lr: float, momentum: float) -> None:
-        moves = []
-        for p in params:
-            assert p.grad is not None
-            state = self.state[p]
-            if not state:
-                state["momentum"] = torch.zeros_like(p)
-            buffer = state["momentum"].lerp_(p.grad, 1 - momentum)
-            moves.append(p.grad.lerp(buffer, momentum).reshape(p.shape[0], -1))
-        matrices = orthogonalise(torch.stack(moves))
-        size = 0.2 * max(matrices.shape[1:]) ** 0.5
-        for p, move in zip(params, matrices, strict=True):
-            p.add_(move.reshape(p.shape), alpha=-lr * size)
+
+def _move(params: list[Tensor], matrices: list[Tensor], lr: float) -> None:
+    size = 0.2 * max(matrices[0].shape) ** 0.5
+    moves = orthogonalise(torch.stack(matrices)).unbind()
+    torch._foreach_add_(params, [m.reshape(p.shape) for p, m in zip(params, moves, strict=True)], alpha=-lr * size)
 
 
 def make_optimisers(model: HyperpriorModel, settings: Optimiser) -> list[torch.optim.Optimizer]:

@@ -38,11 +38,14 @@ def loss(image: Image.Image, quality: float, **options: object) -> float:
     return float(rate_weight(quality)) * squared + 8 * len(data)
 
 
-@pytest.mark.parametrize("quality", [1, 4.5, 8])
-def test_effort_pays(part: Image.Image, quality: float) -> None:
-    losses = [loss(part, quality, effort=effort) for effort in (0, 2, 4)]
-    assert losses[1] < 0.997 * losses[0]
-    assert losses[2] < 0.993 * losses[0]
+def test_effort_pays(part: Image.Image) -> None:
+    """In the mean: up to effort 2 the search knows what the hyperprior says of costs, not what the context adds."""
+    losses = np.array([[loss(part, quality, effort=effort) for effort in (0, 2, 4)] for quality in (1, 4.5, 8)])
+    _, second, fourth = (losses / losses[:, :1]).T
+    assert second.mean() < 0.997
+    assert second.max() < 1.001
+    assert fourth.mean() < 0.99
+    assert fourth.max() < 0.997
 
 
 def test_effort_works_in_tiles_and_on_grey_pictures(part: Image.Image) -> None:
@@ -50,7 +53,7 @@ def test_effort_works_in_tiles_and_on_grey_pictures(part: Image.Image) -> None:
         plain, searched = (coded(image, tile=64, effort=effort) for effort in (0, 1))
         assert searched != plain
         assert pixels_of(searched).shape == pixels_of(plain).shape
-    assert loss(part, 4, tile=64, effort=2) < 0.995 * loss(part, 4, tile=64)
+    assert loss(part, 4, tile=64, effort=2) < 0.997 * loss(part, 4, tile=64)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 90)])

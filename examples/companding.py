@@ -1,6 +1,6 @@
 """LVQAC (Zhang and Wu, CVPR 2023) fine-tuned: what its lattice and its companding each gain over plain rounding.
 
-    python examples/companding.py --start runs/joint-4/weights.pt --data DIR --images KODAK --steps 400
+    python examples/companding.py --start runs/joint-5/weights.pt --data DIR --images KODAK --steps 400
 
 Four ways of quantising start from the same weights and train for the same number of steps, all parameters, context
 ``none``. The diamond lattice chooses between whole and half steps once for all latents of a position, by a softmax

@@ -123,14 +123,15 @@ class LicPlugin(PluginV3):
         options.options_from(kwargs, also_known=WRITE_EXTRAS)  # a clear error now
         metadata_from(kwargs)
         duration = kwargs.get("duration")
-        self._times += times_of(0 if duration is None else duration, len(frames))
+        times = self._times + times_of(0 if duration is None else duration, len(frames))
+        given = self._options | kwargs
+        _animation(given, times)
         if not self._frames:  # for who never closes it: when Python ends nothing can be imported any more
             import pillow_lic.codec  # noqa: F401
 
             atexit.register(self._at_exit)
         self._frames += [frame.copy() for frame in frames]  # whose arrays may be used again before the file is closed
-        self._options |= kwargs
-        self._animation()
+        self._times, self._options = times, given
         return self._flush() if self.request._uri_type == URI_BYTES else None
 
     def _flush(self) -> bytes | None:
@@ -141,7 +142,7 @@ class LicPlugin(PluginV3):
 
         from pillow_lic import codec
 
-        animation = self._animation() if len(frames) > 1 else None
+        animation = _animation(given, self._times) if len(frames) > 1 else None
         mask = None
         if given.get("roi") is not None:
             mask = np.asarray(mask_from(given["roi"], Image.fromarray(frames[0])))
@@ -155,9 +156,6 @@ class LicPlugin(PluginV3):
         file.write(data)
         self._flushed = True
         return data
-
-    def _animation(self) -> container.Animation:
-        return container.Animation(self._options.get("loop") or 0, whole_times(self._times))
 
     def close(self) -> None:
         """Write what was collected, and close the file."""
@@ -238,6 +236,11 @@ class LicPlugin(PluginV3):
         image = Image.new("L", (1, 1))
         image.info.update(shown_metadata(self._metadata))
         return image.getexif()
+
+
+def _animation(given: dict[str, Any], times: builtins.list[float]) -> container.Animation:
+    """How to show frames; ``TypeError`` or ``ValueError`` for a loop that no file has."""
+    return container.Animation(given.get("loop") or 0, whole_times(times))
 
 
 def _close(writer: weakref.ref[LicPlugin]) -> None:

@@ -107,7 +107,8 @@ def or_on_cpu(device: torch.device, work: Callable[[torch.device], Result]) -> R
 
 def is_of_a_gpu(error: BaseException) -> bool:
     """Whether an error is one of CUDA, or of its libraries."""
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA", "CUBLAS", "CUDNN", "cuDNN"))
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA", "CUBLAS", "CUDNN", "cuDNN"))
+    return told or isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def is_full(error: BaseException) -> bool:

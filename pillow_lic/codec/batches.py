@@ -90,6 +90,10 @@ def encode_many(
             yield picture.result()
 
 
+def _area(picture: _Decoding | _Encoding) -> int:
+    return picture.header.width * picture.header.height
+
+
 def _in_turn(started: Iterator[Coming], batches: _Batches, threads: int | None = None) -> Iterator[Coming]:
     """Pictures whose results are there, or will be soon; some more than a batch holds are begun before they are."""
     most = 2 * batches.limit + 2
@@ -97,7 +101,7 @@ def _in_turn(started: Iterator[Coming], batches: _Batches, threads: int | None =
     waiting: deque[Coming] = deque()
     while True:
         # However large they are, one is prepared beside the one in work.
-        while len(ahead) < 2 or (len(ahead) < most and sum(picture.area for picture in ahead) < BEGUN_PIXELS):
+        while len(ahead) < 2 or (len(ahead) < most and sum(map(_area, ahead)) < BEGUN_PIXELS):
             if (coming := next(started, None)) is None:
                 break
             ahead.append(coming)
@@ -167,11 +171,6 @@ class _Decoding:
     pixels: Tensor
     open: int = 0
     ready = True
-
-    @property
-    def area(self) -> int:
-        """Pixels of the picture."""
-        return self.header.width * self.header.height
 
     @classmethod
     def start(cls, header: Header, frame: Frame, device: torch.device, pool: ThreadPoolExecutor) -> _Decoding:
@@ -251,11 +250,6 @@ class _Encoding:
     pool: ThreadPoolExecutor
     tiles: dict[int, Future[list[bytes]]] = field(default_factory=dict)
     open: int = 0
-
-    @property
-    def area(self) -> int:
-        """Pixels of the picture."""
-        return self.header.width * self.header.height
 
     @classmethod
     def start(

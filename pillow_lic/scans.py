@@ -158,7 +158,4 @@ def _cosets_of(on: Cosets, index: NDArray[np.uint8], low: int, high: int) -> NDA
 
 def _in_order_of_scans(on: Cosets | None, index: NDArray[np.uint8], lows: Sequence[int]) -> Cosets | None:
     """The same groups, the last of each being one that no scan brings before any of the others."""
-    if not isinstance(on, Lattice):
-        return on
-    scan = np.searchsorted(-np.array(lows), -index.ravel()[on.members].astype(np.int64))
-    return replace(on, last=on.kind.side - 1 - scan[:, ::-1].argmax(axis=1))
+    return on and on.coded_by(np.searchsorted(-np.array(lows), -index.astype(np.int64)).astype(np.int16))

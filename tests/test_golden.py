@@ -29,6 +29,8 @@ FILES = (
     "scalar-none",
     *(f"roi-{quantizer}" for quantizer in QUANTIZERS),
     *(f"scans-{quantizer}-none" for quantizer in QUANTIZERS),
+    "divided-none",
+    "scans-divided-none",
     "published",
 )
 
@@ -57,11 +59,13 @@ def test_metadata() -> None:
 
 
 KINDS = ("context", "scalar", "lattice", "diamond", "bw16", *(f"scans-{quantizer}" for quantizer in QUANTIZERS))
+DIVIDED = ("divided", "scans-divided")
+"""Files whose context models have interleaved groups of channels."""
 
 
 @pytest.mark.parametrize(
-    ("name", "context"),  # the model of context-* has none over the volume
-    [(n, c) for n in KINDS for c in CONTEXTS[1:] if (n, c) != ("context", "volume")],
+    ("name", "context"),  # some models have none over the volume
+    [(n, c) for n in (*KINDS, *DIVIDED) for c in CONTEXTS[1:] if c != "volume" or n not in ("context", *DIVIDED)],
 )
 def test_every_context_holds_the_same_picture(name: str, context: str) -> None:
     data = (GOLDEN / f"{name}-{context}.lic").read_bytes()

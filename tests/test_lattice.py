@@ -14,7 +14,7 @@ from test_exact import threads
 import pillow_lic
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
 from pillow_lic.entropy.tables import PRECISION, TOTAL, Tables
-from pillow_lic.models.context.schedule import CONTEXTS, units_of
+from pillow_lic.models.context.schedule import CONTEXTS
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.quantizers import lattice
@@ -89,17 +89,18 @@ def test_groups_are_eight_channels_of_one_position() -> None:
     assert lattice.members_of(np.zeros((50, 3, 4), np.uint8), 12, 8).shape == (0, 8)
 
 
-@pytest.mark.parametrize("context", ["none", *CONTEXTS])
-def test_later_channels_never_come_earlier(context: str) -> None:
-    """What lets the last member of a group know the other seven."""
-    steps: dict[tuple[int, int], int] = {}
-    for unit in units_of(context, 24, (3, 9, 14) if context in ("channel", "staircase") else ()):
-        for channel in range(unit.first, unit.last):
-            for parity in (0, 1) if unit.parity is None else (unit.parity,):
-                steps[parity, channel] = unit.step
-    for parity in (0, 1):
-        order = [steps[parity, channel] for channel in range(24)]
-        assert order == sorted(order)
+def test_the_last_member_of_a_group_comes_after_all_others() -> None:
+    members = np.array([[0, 4, 8, 12, 16, 20, 24, 28], [1, 5, 9, 13, 17, 21, 25, 29]])
+    groups = lattice.Lattice(lattice.E8, members, np.zeros(2, np.uint8), (8, 2, 2))
+    assert groups.group_of_last[[28, 29]].tolist() == [0, 1]
+    rank = np.zeros((8, 2, 2), np.int16)
+    rank[[1, 3], 0, 0] = 1  # the first group's second and fourth member
+    later = groups.coded_by(rank)
+    assert later.group_of_last[[12, 29]].tolist() == [0, 1]
+    assert (later.group_of_last >= 0).sum() == 2
+    assert later.coded_by(np.arange(8, 0, -1, dtype=np.int16)[:, None, None].repeat(2, 1).repeat(2, 2)).group_of_last[
+        [4, 1]
+    ].tolist() == [0, 1]
 
 
 # -- tables --------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ def test_the_objective_decides_what_is_computed() -> None:
     torch.manual_seed(1)
     model = HyperpriorModel(TINY).eval()
     for name in ("checkerboard", "staircase"):
-        shape = ContextShape(16, (5,) if name == "staircase" else ())
+        shape = ContextShape((5,) if name == "staircase" else (), width=16)
         model.contexts[name] = ContextModel(name, shape, TINY)
     pixels, quality = 30 * noise(2, 3, 192, 192), torch.tensor([2.0, 6.0])
     with torch.no_grad():

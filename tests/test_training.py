@@ -19,6 +19,8 @@ from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
 from pillow_lic.training import importance, probabilities, validate
 from pillow_lic.training.data import Crops, image_files
+from pillow_lic.training.export import write_model
+from pillow_lic.training.importing import weights_of
 from pillow_lic.training.loop import LATENT_SIDE, Loss, Trainer, rate_factor, stratified_qualities
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
@@ -188,7 +190,7 @@ def test_the_last_stage_moves_the_decoder_only(tmp_path: Path) -> None:
 def test_context_models_learn_from_frozen_latents(tmp_path: Path) -> None:
     first = Trainer(RECIPE, IMAGES)
     first.train(tmp_path / "joint.pt")
-    contexts = {"staircase": ContextShape(16, (4, 8)), "checkerboard": ContextShape(16)}
+    contexts = {"staircase": ContextShape((4, 8), width=16), "checkerboard": ContextShape(width=16)}
     schedule = Schedule(steps=80, warmup_steps=2)
     recipe = replace(RECIPE, stage="contexts", contexts=contexts, rate={"staircase": 1.0}, schedule=schedule)
     trainer = Trainer(recipe, IMAGES)
@@ -268,7 +270,8 @@ def test_gains_are_not_rounded_in_training(lattice: float) -> None:
 def test_the_loss_is_one_graph_for_compilers(stage: str) -> None:
     """Where a graph breaks, what could have been fused is not, and the time of a GPU is spent on launching."""
     names = ("checkerboard", "channel", "autoregressive", "staircase")
-    shapes = {name: ContextShape(16, () if name in ("checkerboard", "autoregressive") else (24, 64)) for name in names}
+    shapes = {name: ContextShape((24, 64) if name == "staircase" else (), width=16) for name in names}
+    shapes["checkerboard"] = ContextShape(groups=2, width=16)
     correlation = Correlation(weight=0.1)
     recipe = replace(RECIPE, stage=stage, lattice=0.5, contexts=shapes, rate=dict.fromkeys(names, 1.0))
     loss = Loss(recipe.make_model(), replace(recipe, correlation=correlation))
@@ -289,6 +292,41 @@ def test_an_importance_map_learns_from_exact_similarities() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             found = importance.adapted(model, partial(importance.even_map, 1.0), pixels, quality)[1]
     assert torch.allclose(found, exact, rtol=0.02)
+
+
+def test_a_model_file_gives_back_what_it_was_made_of(tmp_path: Path) -> None:
+    contexts = {
+        "staircase": ContextShape((4, 8), width=16),
+        "checkerboard": ContextShape(groups=2, width=16),
+        "autoregressive": ContextShape(width=16),
+    }
+    recipe = replace(RECIPE, contexts=contexts)
+    model = recipe.make_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.03)
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    write_model(model, first, probabilities.make_tables())
+    trainer = Trainer(recipe, IMAGES)
+    trainer.start_from(first)
+    write_model(trainer.averaged_model(), second, probabilities.make_tables())
+    assert second.read_bytes() == first.read_bytes()
+    other = replace(recipe, contexts=contexts | {"staircase": ContextShape(groups=3, width=16)})
+    begun = Trainer(other, IMAGES)
+    begun.start_from(first)
+    assert not begun.average["contexts.staircase.networks.1.value_window"].any()
+    assert begun.average["contexts.checkerboard.networks.2.value_window"].any()
+    with pytest.raises(ValueError, match="no model file"):
+        weights_of(IMAGES / "coffee.png")
+
+
+def test_a_models_stages_are_those_before_a_run_that_starts_from_it() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "mse-cpu-contexts-2.toml")
+    trainer = Trainer(replace(recipe, batches=Batches(64, 2)), IMAGES)
+    trainer.start_from(ROOT / "weights" / "mse.safetensors")
+    manifest = json.loads((ROOT / "weights" / "mse.json").read_text(encoding="utf-8"))
+    assert trainer.stages[:-1] == manifest["training"]["stages"]
+    assert trainer.stages[-1]["stage"] == "contexts"
 
 
 def test_skipped_latents_cost_distortion_only_where_they_are_skipped() -> None:

@@ -10,13 +10,13 @@ import torch
 from conftest import coded, pixels_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_context import TINY, tiny
+from test_context import TINY
 
 from pillow_lic import codec
 from pillow_lic.entropy.context import Given
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models import loading
-from pillow_lic.models.context.schedule import ContextShape
+from pillow_lic.models.context.schedule import WHOLE, ContextShape
 from pillow_lic.models.context.volume import DEPTH, OWN, TAPS, VolumeContext, wave_of
 from pillow_lic.models.draft import Draft
 from pillow_lic.models.importance import ImportanceMap
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def volume() -> VolumeContext:
     """An untrained context model that says something all the same."""
     torch.manual_seed(8)
-    context = VolumeContext(ContextShape(16), TINY)
+    context = VolumeContext(ContextShape(width=16), TINY)
     for parameter in (context.value_window, context.size_window, context.channel, context.rung):
         torch.nn.init.normal_(parameter, std=0.05)
     torch.nn.init.normal_(context.leave.weight, std=0.1)
@@ -47,7 +47,7 @@ def with_volume(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     owner = load_model(str(path))
     assert isinstance(owner, Model)
     write_volume(volume(), owner)
-    owner.contexts["volume"] = ()
+    owner.contexts["volume"] = WHOLE
     return str(path)
 
 

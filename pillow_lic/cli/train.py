@@ -23,8 +23,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         type=Path,
         default=[],
-        help="begin with another run's weights, its weights.pt or checkpoint.pt; given twice, what the first lacks"
-        " comes from the second",
+        help="begin with another run's weights, its weights.pt or checkpoint.pt, or with a model's, its .safetensors"
+        " file; given twice, what the first lacks comes from the second",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")

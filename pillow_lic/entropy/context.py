@@ -40,11 +40,23 @@ HALF = 1 << STEP_BITS - 1
 
 
 class ExactContext:
-    """A context model: one schedule for coding and decoding alike."""
+    """A context model: one schedule for coding and decoding alike.
 
-    def __init__(self, units: Sequence[Unit], tensors: Mapping[str, Tensor], scales: int, device: torch.device) -> None:
+    Units count channels in a ``order`` of their own; without it, as they are.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        tensors: Mapping[str, Tensor],
+        scales: int,
+        device: torch.device,
+        order: Sequence[int] | None = None,
+    ) -> None:
         self.units, self.scales, self.device = tuple(units), scales, device
         self.latents = max(u.last for u in units)
+        self.order = np.arange(self.latents) if order is None else np.array(order)
+        self._as_they_are = bool((self.order == np.arange(self.latents)).all())
         self.ladder = Ladder.load(tensors, scales, device)
         first = self.ladder.first_table
         self.tables = self._load_tables(tensors, "tables", first[-1])
@@ -86,7 +98,7 @@ class ExactContext:
 
     def encode(self, coder: SymbolEncoder, symbols: Symbols, given: Given) -> None:
         """Append the symbols (M, h, w) of y."""
-        tables, lattice = self.tables_for(given.lattice), given.lattice
+        tables, lattice = self.tables_for(given.lattice), self._in_order(given)
         for parts in self._known(symbols, given):
             values, table = (np.concatenate([getattr(p, n) for p in parts]) for n in ("coded_values", "table"))
             if lattice is None:
@@ -138,16 +150,16 @@ class ExactContext:
 
         Of the schedule's steps only the first so many, if there are more; what is not read is 0.
         """
-        tables, shape = self.tables_for(given.lattice), given.index.shape
+        tables, shape, lattice = self.tables_for(given.lattice), given.index.shape, self._in_order(given)
         read = _Streams(coders, shape[1] * shape[2])
         symbols = np.zeros(shape, np.int16) if given.known is None else given.known.copy()
         flat = symbols.reshape(-1)
         for parts in self._passes(given, steps):
             target, table, whole, mirrored = (_all(parts, n) for n in ("target", "table", "whole", "mirrored"))
-            if given.lattice is None:
+            if lattice is None:
                 values = read(target, table, tables)
             else:
-                values = _decode_groups(read, target, table, whole, mirrored, given.lattice, tables, flat)
+                values = _decode_groups(read, target, table, whole, mirrored, lattice, tables, flat)
             found = np.where(mirrored, -values, values).astype(np.int32) + whole
             if found.size and int(np.abs(found).max()) > LIMIT:
                 raise OSError("damaged LIC file: a symbol is out of range")
@@ -158,13 +170,33 @@ class ExactContext:
                 first += part.coded.size
         return symbols
 
+    def _in_order(self, given: Given) -> Cosets | None:
+        """The groups of a lattice, with those last that the schedule brings last."""
+        if given.lattice is None or bool((np.diff(self._step_of) >= 0).all()):
+            return given.lattice
+        _, h, w = given.index.shape
+        parity = np.add.outer(np.arange(h) % (h // given.tiles), np.arange(w)) % 2
+        return given.lattice.coded_by(self._step_of[parity].transpose(2, 0, 1))
+
+    @cached_property
+    def _step_of(self) -> NDArray[np.int16]:
+        """In which step channels come, at positions of either parity, (2, M)."""
+        found = np.zeros((2, self.latents), np.int16)
+        for unit in self.units:
+            found[slice(None) if unit.parity is None else unit.parity, self.order[unit.first : unit.last]] = unit.step
+        return found
+
+    def _channels(self, grid: Tensor) -> Tensor:
+        """(M, P) in the units' order."""
+        return grid if self._as_they_are else grid.index_select(0, torch.from_numpy(self.order).to(grid.device))
+
     def beyond(self, steps: int, tiles: int, height: int, width: int) -> NDArray[np.bool_]:
         """Which latents (M, n h, w) of n tiles are not read in the first so many steps."""
         parity = np.add.outer(np.arange(tiles * height) % height, np.arange(width)) % 2
         found = np.zeros((self.latents, *parity.shape), np.bool_)
         for unit in self.units:
-            if unit.step >= steps:
-                found[unit.first : unit.last] |= True if unit.parity is None else parity == unit.parity
+            if unit.step >= steps and not unit.causal:
+                found[self.order[unit.first : unit.last]] |= True if unit.parity is None else parity == unit.parity
         return found
 
     def _passes(self, given: Given, steps: int | None = None) -> Iterator[list[Part]]:
@@ -177,13 +209,14 @@ class ExactContext:
         rows = given.tiles * (tile[0] + 2 * margin)
         grid = torch.zeros((rows, w + 2 * margin, self.latents), dtype=torch.float32, device=self.device)
         ratio = grid.permute(2, 0, 1)
-        flat = given.index.flatten(1)
+        flat = self._channels(given.index.flatten(1))
         half = None
         if given.lattice is not None:
-            half = torch.from_numpy(given.lattice.half).to(self.device, torch.int32).flatten(1) * (flat >= given.skip)
+            half = self._channels(torch.from_numpy(given.lattice.half).to(self.device).flatten(1)).int()
+            half *= flat >= given.skip
         known = None
         if given.known is not None:
-            known = torch.from_numpy(given.known).to(self.device, torch.int32).flatten(1)
+            known = self._channels(torch.from_numpy(given.known).to(self.device, torch.int32).flatten(1))
             before = None if half is None else half * (flat >= given.limit)
             ratio[:, margin:-margin, margin:-margin] = self._ratio(known, flat, before).reshape(-1, h, w)
         unseen: list[Part] = []
@@ -199,7 +232,7 @@ class ExactContext:
                 if unit in self.networks and not bool((some := coded.any(dim=0)).all()):
                     kept = _places(some)  # positions where nothing is coded ask for no network
                     at, own, coded = at[kept], _columns(own, kept), _columns(coded, kept)
-                part = Part(unit, at, own, _places(coded.flatten()), h * w)
+                part = Part(unit, at, own, _places(coded.flatten()), h * w, self.order[unit.first : unit.last])
                 if half is not None:
                     part.half = half[unit.first : unit.last]
                     part.half = part.half if len(at) == h * w else _columns(part.half, at)
@@ -256,9 +289,11 @@ class ExactContext:
         if self.units[0].causal:
             # Two rows up and two columns to the right are known before: waves of x + 3 y.
             wave = (column + 3 * row).flatten()
-            order = torch.argsort(wave, stable=True)
-            for at in torch.split(order, torch.bincount(wave).tolist()):
-                yield [(self.units[0], at)]
+            waves = torch.split(torch.argsort(wave, stable=True), torch.bincount(wave).tolist())
+            for now in range(len(waves) + self.units[-1].step):
+                known = [(u, waves[now - u.step]) for u in self.units if 0 <= now - u.step < len(waves)]
+                if known:
+                    yield known
             return
         for step in sorted({u.step for u in self.units})[:steps]:
             here = [u for u in self.units if u.step == step]
@@ -297,7 +332,7 @@ class Part:
     """A unit's latents in one pass: which are coded, with which tables, around which shifted means.
 
     ``at`` are flat positions of a grid of ``size``, ``index`` (channels, P); ``places`` tell where the
-    coded latents lie among channels and positions, and what follows is of the coded ones only.  A
+    coded latents lie among ``channels`` and positions, and what follows is of the coded ones only.  A
     negative fraction of a step (``mirrored``) is coded with the table of the positive one.  ``half``
     (channels, P) is 1 where the latent lies half a step above its symbol.  ``scale`` and ``offset`` are
     what the network says: a scale index, and a shift in 64ths of a step.
@@ -308,6 +343,7 @@ class Part:
     index: Tensor
     places: Tensor
     size: int
+    channels: NDArray[np.intp]
     half: Tensor | None = None
     table: NDArray[np.uint16] = field(default_factory=lambda: _NONE.astype(np.uint16))
     whole: NDArray[np.int16] = field(default_factory=lambda: _NONE.astype(np.int16))
@@ -321,7 +357,7 @@ class Part:
     @cached_property
     def target(self) -> NDArray[np.intp]:
         """Flat indices of the coded latents among all (M, h, w)."""
-        rows = np.arange(self.unit.first, self.unit.last, dtype=np.intp) * self.size
+        rows = self.channels.astype(np.intp) * self.size
         found: NDArray[np.intp] = np.add.outer(rows, self.at.cpu().numpy()).ravel().take(self.coded)
         return found
 

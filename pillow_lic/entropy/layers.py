@@ -114,11 +114,8 @@ class IntegerLayer:
 class _Bytes:
     """Products by bytes of a layer's weights: one byte each, or two."""
 
-    def __init__(
-        self, low: Tensor, high: Tensor | None, offset: NDArray[np.int64], shift: NDArray[np.int64], limit: int
-    ) -> None:
+    def __init__(self, low: Tensor, high: Tensor | None, offset: NDArray[np.int64], shift: NDArray[np.int64]) -> None:
         self._rows = len(low)
-        self._small = limit < 256
         self._wide = high is not None
         self._weight = low if high is None else torch.cat([low, high])
         self._offset = offset
@@ -141,7 +138,7 @@ class _Bytes:
             top = largest * (FLIP + 256 * ((limit >> 8) + 1)) + starts
         if int(top.max()) >= 2**31 or int(high.abs().max()) >= FLIP or (wide and int(shift.min()) < 8):
             return None
-        return cls(low.to(torch.int8), high.to(torch.int8) if wide else None, offset, shift, limit)
+        return cls(low.to(torch.int8), high.to(torch.int8) if wide else None, offset, shift)
 
     def start(self, bias: NDArray[np.int64]) -> tuple[Tensor, ...]:
         """What sums start at, in a part below 256 and 256ths of the rest if weights have two bytes."""
@@ -157,19 +154,15 @@ class _Bytes:
         else:
             both = torch.empty((2 * count, x.shape[0]), dtype=torch.int8, device=x.device).t()
         both[:, :count].copy_(x).bitwise_xor_(-FLIP)
-        if self._small:  # the high byte is 0 or -1: a sign
-            torch.lt(x, 0, out=both[:, count:].view(torch.bool))
-        else:
-            both[:, count:] = x >> 8
-        unit = -1 if self._small else 1
+        both[:, count:] = x >> 8
         if by_row or x.is_contiguous():
             sums = torch._int_mm(self._weight, both)
         else:
             sums = torch._int_mm(both.t(), self._weight.t()).t()
         if not self._wide:
-            sums = torch.add(sums[:, :count], sums[:, count:], alpha=256 * unit)
+            sums = torch.add(sums[:, :count], sums[:, count:], alpha=256)
             return sums.add_(start[0]).bitwise_right_shift_(self._shift)
         sums = torch.add(sums[: self._rows], sums[self._rows :], alpha=256)
         # floor((256 high + low) / 2**shift) in 32 bits: what is below 256 is rounded down first.
         low = sums[:, :count].add_(start[0]) >> 8
-        return low.add_(sums[:, count:], alpha=unit).add_(start[1]).bitwise_right_shift_(self._shift)
+        return low.add_(sums[:, count:]).add_(start[1]).bitwise_right_shift_(self._shift)

@@ -110,7 +110,7 @@ class ExactUnit:
     def check(self, hyper_channels: int) -> None:
         """``ValueError`` if a layer has another shape than its neighbours ask for."""
         width, inner = self._shapes["enter"][0], self._shapes["reduce"][0]
-        inputs = hyper_channels + 2 * self.view.spatial + 2 * self.view.centre
+        inputs = hyper_channels + self.view.inputs
         outputs = 2 * (self.unit.last - self.unit.first)
         wanted = ((width, inputs), (inner, width), (width, inner), (outputs, width))
         for name, shape in zip(LAYERS, wanted, strict=True):
@@ -139,7 +139,7 @@ class ExactUnit:
         place = padded(at, *tile)
         few = self.unit.causal or seen.device.type != "cpu"
         sums = self._gathered(seen, place) if few else self._convolved(seen, place)
-        centre = by_position(seen[: self.view.centre]).index_select(0, place)
+        centre = by_position(seen[slice(*self.view.centre)]).index_select(0, place)
         windows = rounded(sums.flatten(1), 1.0)
         x = torch.cat([by_position(hidden).index_select(0, at), windows, centre, centre.abs()], dim=1).t()
         x = self._network(x, quality_code)

@@ -80,7 +80,9 @@ class ExactVolume(ExactContext):
         for where in torch.split(found[order], counts):
             channel, row, column = where.unbind(1)
             at = (channel * h + row) * w + column
-            part = Part(self.units[0], at, index[at][None], torch.arange(len(at), device=self.device), m * h * w)
+            part = Part(
+                self.units[0], at, index[at][None], torch.arange(len(at), device=self.device), m * h * w, self.order
+            )
             if half is not None:
                 part.half = half.flatten()[at][None]
             place = ((channel + DEPTH) * rows + row + REACH) * columns + column + REACH

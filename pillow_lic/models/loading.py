@@ -29,7 +29,7 @@ from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.compressai.family import Family, FamilyModel
-from pillow_lic.models.context.schedule import VOLUME, units_of
+from pillow_lic.models.context.schedule import VOLUME, WHOLE, Division, units_of
 from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.errors import ModelError, reading
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
@@ -65,7 +65,7 @@ class Model:
     tables: Tables
     exact: ExactHyperSynthesis
     tensors: dict[str, Tensor]
-    contexts: dict[str, tuple[int, ...]]
+    contexts: dict[str, Division]
     distortion: str = "mse"
     lattice: int | None = None
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
@@ -127,8 +127,9 @@ class Model:
                 part = {n.removeprefix(prefix): file.get_tensor(n) for n in names}
             if any(tensor.is_floating_point() for tensor in part.values()):
                 raise ValueError(f"the context {name!r} does not consist of integers")
-            units = units_of(name, self.arch.latents, self.contexts.get(name, ()))
-            made = ExactContext(units, part, len(self.tables), device)
+            division, latents = self.contexts.get(name, WHOLE), self.arch.latents
+            units = units_of(name, latents, division)
+            made = ExactContext(units, part, len(self.tables), device, division.order(latents))
             made.check(self.arch.hyper_channels)
             return made
 
@@ -359,12 +360,12 @@ def _read(path: Path, identity: bytes) -> AnyModel:
         int(about["skip"]),
     )
     kept = {k: v for k, v in tensors.items() if not k.startswith(("exact.", "tables."))}
-    contexts = {name: tuple(shape["slices"]) for name, shape in about.get("contexts", {}).items()}
+    contexts = {name: Division(**shape) for name, shape in about.get("contexts", {}).items()}
     _check_shapes(part, arch)
     exact = ExactHyperSynthesis(part, len(tables))
     lattice = about.get("lattice")
     if lattice is not None and not 0 <= lattice < len(tables):
         raise ValueError(f"{path} is damaged: impossible lattice")
     if _has_volume(path, identity):
-        contexts[VOLUME] = ()
+        contexts[VOLUME] = WHOLE
     return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice)

@@ -65,15 +65,17 @@ class Priors:
         """The same where some latents (flat indices) have the steps of a level; exact."""
         if not level:
             return self
-        at = torch.from_numpy(members.ravel()).to(self.mean.device)
-        mean, index = self.mean.flatten().clone(), self.index.flatten().clone()
-        mean[at] = ((mean[at].long() * FACTORS[level + LIMIT] + (1 << FACTOR_BITS - 1)) >> FACTOR_BITS).int()
-        index[at] = (index[at].long() + level).clamp(0, scales - 1).to(torch.uint8)
-        factor = torch.ones(self.mean.shape, dtype=torch.float32, device=self.mean.device)
-        factor.view(-1)[at] = FACTORS[level + LIMIT] / 2**FACTOR_BITS
+        shape, device, at = self.mean.shape, self.mean.device, members.ravel()
+        mean, index = self.mean.cpu().numpy().copy(), self.index.cpu().numpy().copy()
+        wider = mean.take(at).astype(np.int64) * FACTORS[level + LIMIT]
+        mean.put(at, (wider + (1 << FACTOR_BITS - 1)) >> FACTOR_BITS)
+        index.put(at, np.clip(index.take(at).astype(np.int16) + level, 0, scales - 1))
+        factor = np.ones(shape, np.float32)
+        factor.put(at, np.float32(FACTORS[level + LIMIT] / 2**FACTOR_BITS))
+        moved = [torch.from_numpy(x).to(device) for x in (mean, index, factor)]
         if self.factor is not None:
-            factor *= self.factor
-        return replace(self, mean=mean.view_as(self.mean), index=index.view_as(self.index), factor=factor)
+            moved[2] *= self.factor
+        return replace(self, mean=moved[0], index=moved[1], factor=moved[2])
 
 
 def levels_of(mask: Pixels, height: int, width: int) -> Levels:

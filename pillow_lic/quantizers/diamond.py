@@ -42,6 +42,10 @@ class Diamond:
         """No sum has to be even: -1 for all latents."""
         return np.full(self.wide.size, -1, np.int32)
 
+    def coded_by(self, rank: NDArray[np.int16]) -> Diamond:
+        """No latent waits for others."""
+        return self
+
     def odd(self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]) -> NDArray[np.bool_]:
         """There are no groups to tell of."""
         return np.zeros(groups.shape, np.bool_)

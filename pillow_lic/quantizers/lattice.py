@@ -12,8 +12,9 @@ last one knows whether it is even.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -56,15 +57,27 @@ class Lattice:
     """The groups of a tile's latents (M, h, w), and which word moves each.
 
     ``members`` (G, side) are flat indices, ``coset`` (G,) numbers of words.  The symbol of a latent is the floor
-    of its steps: those of a group have an even sum.  ``last`` (G,) is the place of the member that is coded after
-    all others, if that is not the one with the highest channel.
+    of its steps: those of a group have an even sum.  Members are coded by ``rank`` (M, h, w), if there is one, and then
+    by channel.
     """
 
     kind: Kind
     members: NDArray[np.int64]
     coset: NDArray[np.uint8]
     shape: tuple[int, ...]
-    last: NDArray[np.intp] | None = None
+    rank: NDArray[np.int16] | None = None
+
+    @cached_property
+    def last(self) -> NDArray[np.intp] | None:
+        """The place of the member that is coded after all others, (G,); None: that of the highest channel."""
+        if self.rank is None:
+            return None
+        found: NDArray[np.intp] = self.kind.side - 1 - self.rank.ravel()[self.members][:, ::-1].argmax(axis=1)
+        return found
+
+    def coded_by(self, rank: NDArray[np.int16]) -> Lattice:
+        """The same groups, coded first by the old rank and then by another one, 0 to 255."""
+        return replace(self, rank=rank if self.rank is None else self.rank * np.int16(256) + rank)
 
     @cached_property
     def half(self) -> NDArray[np.bool_]:
@@ -76,7 +89,7 @@ class Lattice:
     @cached_property
     def group_of_last(self) -> NDArray[np.int32]:
         """The group of which a latent is the last member, by flat index; -1 where it is none's."""
-        groups = np.full(self.half.size, -1, np.int32)
+        groups = np.full(math.prod(self.shape), -1, np.int32)
         every = np.arange(len(self.members), dtype=np.int32)
         groups[self.members[:, -1] if self.last is None else self.members[every, self.last]] = every
         return groups

@@ -45,6 +45,9 @@ WEIGHT_BITS = 7
 """Of the hyper-synthesis transform's weights, besides the sign: seven more would take twice the products, and save 0.02
 % of the rate (docs/decisions.md)."""
 
+FLOAT_PARTS = ("analysis.", "synthesis.", "hyper_analysis.")
+"""What stays in floating point, in half precision."""
+
 WINDOWS = ("value_window", "size_window")
 
 
@@ -173,8 +176,7 @@ def write_model(
 
     ``context_tables`` are by context; so are ``lattice_tables``, which have those of "none" too.
     """
-    float_parts = ("analysis.", "synthesis.", "hyper_analysis.")
-    tensors = {k: v.detach().half() for k, v in model.state_dict().items() if k.startswith(float_parts)}
+    tensors = {k: v.detach().half() for k, v in model.state_dict().items() if k.startswith(FLOAT_PARTS)}
     tensors |= {k: getattr(model, k).detach().float() for k in ("log_gain", "log_inverse_gain")}
     tensors |= {f"exact.{k}": v for k, v in exact_tensors(model).items()}
     tensors["tables.frequencies"], tensors["tables.lengths"] = map(torch.from_numpy, tables)
@@ -186,9 +188,9 @@ def write_model(
         for kind, given in (("tables", context_tables), ("lattice", lattice_tables)):
             made = (given or {}).get(name) or make_context_tables()
             parts[f"{kind}.frequencies"], parts[f"{kind}.lengths"] = map(torch.from_numpy, made)
-        ExactContext(context.units, parts, SCALES, torch.device("cpu"))
+        ExactContext(context.units, parts, SCALES, torch.device("cpu"), context.shape.order(model.arch.latents))
         tensors |= {f"context.{name}.{k}": v for k, v in parts.items()}
-        shapes[name] = {"slices": list(context.shape.slices)}
+        shapes[name] = context.shape.as_dict()
     parts = _ladder(half_steps())
     made = (lattice_tables or {}).get("none") or make_context_tables(grain=half_steps())
     parts["lattice.frequencies"], parts["lattice.lengths"] = map(torch.from_numpy, made)

@@ -1,8 +1,6 @@
 """Trains an importance map for a finished model, whose transforms and hyperprior stay as they are.
 
-python -m pillow_lic.training.importance MODEL.safetensors WEIGHTS.pt IMAGES [MINUTES]
-
-WEIGHTS.pt are the averaged float weights that MODEL was exported from.
+python -m pillow_lic.training.importance MODEL.safetensors IMAGES [MINUTES]
 """
 
 from __future__ import annotations
@@ -17,14 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pillow_lic.devices import block_dtype
 from pillow_lic.distortions import ssim_map
 from pillow_lic.models.hyperprior import SCALE_STEP, SKIP, HyperpriorModel
 from pillow_lic.models.importance import BLOCK, ImportanceMap
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import QUALITIES, at_quality
 from pillow_lic.training.data import Crops
+from pillow_lic.training.importing import weights_of
 from pillow_lic.training.loop import cubics, stratified_qualities
-from pillow_lic.training.recipe import recipe_from
 from pillow_lic.training.surrogates import gaussian_bits
 
 SIZE, BATCH = 256, 4
@@ -82,28 +81,28 @@ def fair_prices(model: HyperpriorModel, crops: Crops, generator: torch.Generator
     return torch.exp(cubics(QUALITIES) @ torch.stack(prices).log()[:, None])
 
 
-def train_importance(model: Path, weights: Path, data: str | Path, minutes: float) -> ImportanceMap:
+def train_importance(model: Path, data: str | Path, minutes: float) -> ImportanceMap:
     """Minimise price * dissimilarity + bits, at prices at which no level is better than another on the whole."""
     owner = load_model(str(model))
-    state = torch.load(weights, weights_only=True)
-    recipe = recipe_from(state["recipe"])
-    if not isinstance(owner, Model) or owner.arch != recipe.model:
-        raise ValueError(f"{model} has other networks than {weights}")
-    frozen = HyperpriorModel(recipe.model)
-    frozen.load_state_dict({k: v for k, v in state["average"].items() if not k.startswith("contexts.")})
+    if not isinstance(owner, Model):
+        raise ValueError(f"{model} is a published codec's, which has no levels of quality")
+    frozen = HyperpriorModel(owner.arch)
+    state = weights_of(model)["average"]
+    frozen.load_state_dict({k: v for k, v in state.items() if not k.startswith("contexts.")})
     frozen.eval().requires_grad_(False)
     torch.manual_seed(1)
-    network = ImportanceMap(recipe.model.latents)
+    network = ImportanceMap(owner.arch.latents)
     adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     crops, generator = Crops(data, SIZE, torch.device("cpu")), torch.Generator().manual_seed(1)
     prices = fair_prices(frozen, crops, generator)
+    low = block_dtype(torch.device("cpu")) is torch.bfloat16
     started = time.monotonic()
     step = 0
     while (done := (time.monotonic() - started) / (60 * minutes)) < 1:
         adam.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, 2 * (1 - done))
         pixels = crops.batch(BATCH, generator).to(memory_format=torch.channels_last)
         quality = stratified_qualities(BATCH, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             levels, dissimilarity, bits = adapted(frozen, network, pixels, quality)
         price = at_quality(prices, quality)[:, 0]
         loss = ((price * dissimilarity + bits) / price.sqrt()).mean()
@@ -120,9 +119,8 @@ def train_importance(model: Path, weights: Path, data: str | Path, minutes: floa
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("weights", type=Path)
     parser.add_argument("images")
     parser.add_argument("minutes", type=float, nargs="?", default=8.0)
     args = parser.parse_args()
-    found = train_importance(args.model, args.weights, args.images, args.minutes)
+    found = train_importance(args.model, args.images, args.minutes)
     found.save(args.model, load_model(str(args.model)).identity)

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pillow_lic.devices import block_dtype
 from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, SKIP, HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.training import distributed
 from pillow_lic.training.data import Crops
+from pillow_lic.training.importing import weights_of
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import make_optimisers
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
@@ -41,6 +43,7 @@ class Loss(nn.Module):
     def __init__(self, model: HyperpriorModel, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
+        self._low = block_dtype(next(model.parameters()).device) is torch.bfloat16
 
     def forward(self, pixels: Tensor, quality: Tensor, progress: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels, qualities (B,) and progress 0...1 -> loss, (loss, mse, bpp of y, of z, of each context)."""
@@ -49,7 +52,7 @@ class Loss(nn.Module):
         objective = Objective(
             quantisation=recipe.quantisation if joint else "straight-through",
             progress=progress,
-            lattice=recipe.lattice if joint else 0.0,
+            lattice=0.0 if recipe.stage == "decoder" else recipe.lattice,
             skip=0 if joint else SKIP,
             distortion=None if recipe.stage == "contexts" else recipe.distortion,
             contexts=tuple(recipe.rate),
@@ -57,7 +60,7 @@ class Loss(nn.Module):
             mask=recipe.correlation.mask,
             by_channel=recipe.correlation.by_channel,
         )
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._low):
             outcome = forward(self.model, pixels, quality, objective)
         loss = rate_distortion(outcome, quality, recipe.lambda_balance, recipe.rate, recipe.correlation.weight)
         means = [outcome.mse, outcome.y_bpp, outcome.z_bpp, *outcome.context_bpp.values()]
@@ -138,23 +141,33 @@ class Trainer:
         self.history = state.get("history", [])
 
     def start_from(self, *paths: Path) -> None:
-        """Begin with the averaged weights of another run's checkpoint.pt or weights.pt.
+        """Begin with the averaged weights of another run's checkpoint.pt or weights.pt, or with a model file's.
 
         What it lacks comes from the next path, if there is one.  What this recipe's model has more (context
-        models, blocks, which begin as the identity) starts untrained.  Raises ``ValueError`` if networks have
-        other shapes.
+        models, also where the run's have another shape, and blocks, which begin as the identity) starts untrained.
+        Raises ``ValueError`` if other networks have other shapes.
         """
-        saved = [torch.load(path, map_location=self.device, weights_only=True) for path in paths]
-        self.history = [*saved[0].get("history", []), stage_of(saved[0])]
-        state = {name: value for part in reversed(saved) for name, value in part["average"].items()}
+        saved = [self._weights_of(path) for path in paths]
+        self.history = [*saved[0].get("history", []), *([stage_of(saved[0])] if "recipe" in saved[0] else [])]
         own = self.model.state_dict()
+        state: dict[str, Tensor] = {}
+        for part in reversed(saved):
+            same = _same_contexts(part, own, self.recipe)
+            state |= {k: v for k, v in part["average"].items() if not k.startswith("contexts.") or k.startswith(same)}
         deeper = any(name not in own and not name.startswith("contexts.") for name in state)
         if deeper or any(name in state and state[name].shape != value.shape for name, value in own.items()):
             raise ValueError(f"{', '.join(map(str, paths))}: networks of other shapes than the recipe's")
-        # A context model that the recipe leaves out is left behind.
-        self.model.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+        self.model.load_state_dict(state, strict=False)
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self.started = True
+
+    def _weights_of(self, path: Path) -> dict[str, Any]:
+        if path.suffix != ".safetensors":
+            found: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            return found
+        found = weights_of(path)
+        found["average"] = {name: value.to(self.device) for name, value in found["average"].items()}
+        return found
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -275,6 +288,20 @@ class Trainer:
         record |= {k: round(v, 5) for k, v in zip(names, values, strict=True)}
         if on_log:
             on_log(record)
+
+
+def _same_contexts(saved: dict[str, Any], own: dict[str, Tensor], recipe: Recipe) -> tuple[str, ...]:
+    """Prefixes of the parameters of those context models that a run and a recipe have in the same shape."""
+    divisions = saved["recipe"]["contexts"] if "recipe" in saved else saved["contexts"]
+    found = []
+    for name, shape in recipe.contexts.items():
+        prefix = f"contexts.{name}."
+        given = {k: v.shape for k, v in saved["average"].items() if k.startswith(prefix)}
+        said = divisions.get(name, {})
+        same = (tuple(said.get("slices", ())), said.get("groups", 1)) == (shape.slices, shape.groups)
+        if same and all(k in own and own[k].shape == size for k, size in given.items()):
+            found.append(prefix)
+    return tuple(found)
 
 
 def _write(state: dict[str, Any], path: Path) -> None:

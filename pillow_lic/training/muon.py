@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pillow_lic.devices import block_dtype
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.training.recipe import Optimiser
 
@@ -21,7 +22,7 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
     The quintic iteration moves every singular value into about 0.7...1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16()
+    x = matrices.to(block_dtype(matrices.device))
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -132,7 +132,7 @@ class Recipe:
             raise ValueError(f"lattice, a share of the samples, must be 0 to 1, not {self.lattice}")
         for name, shape in self.contexts.items():
             if name != VOLUME:
-                units_of(name, self.model.latents, shape.slices)
+                units_of(name, self.model.latents, shape)
         for name, share in self.rate.items():
             if name != "none" and name not in self.contexts:
                 raise ValueError(f"[rate] names {name!r}, which is not in [contexts]")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from pillow_lic.models.context.schedule import VOLUME
+from pillow_lic.models.context.schedule import VOLUME, WHOLE
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.training.export import write_volume
@@ -38,7 +38,7 @@ def export_volume(model: Path, weights: Path, data: str | Path, images: int = IM
     context.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     write_volume(context, owner)
     # Its networks with Gaussian tables tell which symbols the real tables will meet.
-    owner.contexts[VOLUME] = ()
+    owner.contexts[VOLUME] = WHOLE
     tables = []
     for quantizer in ("scalar", "bw16"):
         tables.append(make_context_tables(count_values(seen_passes(model, VOLUME, quantizer, data, images))))

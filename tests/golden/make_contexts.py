@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 
-def with_every_context(kind: str, model: Path) -> Image.Image:
+def with_every_context(kind: str, model: Path, division: str = "sliced") -> Image.Image:
     """Freeze the model, and code a picture, which is returned, with each context model."""
     import torch
     from test_context import tiny_model
@@ -28,7 +28,7 @@ def with_every_context(kind: str, model: Path) -> Image.Image:
 
     pillow_lic.register_lic_opener()
     torch.set_num_threads(1)
-    write_model(tiny_model(), model, make_tables())
+    write_model(tiny_model(division), model, make_tables())
     with Image.open(HERE.parent / "images" / "coffee.png") as image:
         picture = image.crop((60, 20, 157, 91))
     for name in ("none", *CONTEXTS):

@@ -27,6 +27,7 @@ def main() -> None:
 
     import pillow_lic
     from pillow_lic.container import QUANTIZERS
+    from pillow_lic.models.context.schedule import WHOLE
     from pillow_lic.models.loading import load_model
     from pillow_lic.training.export import write_volume
 
@@ -34,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     owner = load_model(str(HERE / "lattice.safetensors"))
     write_volume(volume(), owner)
-    owner.contexts["volume"] = ()
+    owner.contexts["volume"] = WHOLE
     with Image.open(HERE.parent / "images" / "coffee.png") as image:
         picture = image.crop((60, 20, 157, 91))
     fade = Image.linear_gradient("L").resize(picture.size)

@@ -49,7 +49,7 @@ class UnitNetwork(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         self.value_window = nn.Parameter(torch.zeros(view.spatial, TAPS * TAPS))
         self.size_window = nn.Parameter(torch.zeros(view.spatial, TAPS * TAPS))
-        self.enter = QualityLinear(hyper_channels + 2 * view.spatial + 2 * view.centre, width)
+        self.enter = QualityLinear(hyper_channels + view.inputs, width)
         self.reduce = QualityLinear(width, width)
         self.expand = QualityLinear(width, width, gain=0.0)
         self.leave = QualityLinear(width, 2 * (unit.last - unit.first), gain=0.05)
@@ -62,7 +62,7 @@ class UnitNetwork(nn.Module):
         sizes = seen.abs()
         values = _pick(self._window(seen, self.value_window), at)
         spreads = _pick(self._window(sizes, self.size_window), at)
-        centre = [_pick(x[:, : self.view.centre], at) for x in (seen, sizes)]
+        centre = [_pick(x[:, slice(*self.view.centre)], at) for x in (seen, sizes)]
         x = torch.cat([_pick(hidden, at), values, spreads, *centre], dim=2)
         x = F.leaky_relu(self.enter(x, quality), HYPER_SLOPE)
         x = x + self.expand(F.leaky_relu(self.reduce(x, quality), HYPER_SLOPE), quality)
@@ -81,12 +81,18 @@ class UnitNetwork(nn.Module):
 
 
 class ContextModel(nn.Module):
-    """All units of one context model."""
+    """All units of one context model; ``order`` has the channels as its division puts them, ``back`` undoes it."""
+
+    order: Tensor
+    back: Tensor
 
     def __init__(self, name: str, shape: ContextShape, arch: Architecture) -> None:
         super().__init__()
         self.shape = shape
-        self.units = units_of(name, arch.latents, shape.slices)
+        self.units = units_of(name, arch.latents, shape)
+        order = torch.tensor(shape.order(arch.latents))
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("back", order.argsort(), persistent=False)
         views = [view_of(u, self.units) for u in self.units]
         self.networks = nn.ModuleDict(
             {
@@ -103,8 +109,9 @@ class ContextModel(nn.Module):
         """
         batch, channels, h, w = symbols.shape
         scale = scale_of(index)
+        ordered = self.shape.groups > 1
         ratio = (symbols / scale.detach()).clamp(-RATIO_LIMIT, RATIO_LIMIT)
-        ratio = ratio.contiguous(memory_format=torch.channels_last)
+        ratio = (ratio[:, self.order] if ordered else ratio).contiguous(memory_format=torch.channels_last)
         shifts = symbols.new_zeros(batch, h * w, channels)
         changes = torch.zeros_like(shifts)
         for n, unit in enumerate(self.units):
@@ -112,6 +119,8 @@ class ContextModel(nn.Module):
                 at = positions(h, w, unit.parity, symbols.device)[:, None]
                 own = torch.arange(unit.first, unit.last, device=symbols.device)
                 shifts[:, at, own], changes[:, at, own] = self.networks[str(n)](ratio, hidden, quality)
+        if ordered:
+            shifts, changes = shifts[:, :, self.back], changes[:, :, self.back]
         shift, change = (x.mT.reshape(batch, channels, h, w) for x in (shifts, changes))
         return shift * scale, index + change
 

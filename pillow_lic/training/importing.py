@@ -1,0 +1,81 @@
+"""From a model file that ships back to float weights that training goes on from: the inverse of the export.
+
+Transforms come back as they are, in half precision; layers of integers as what they stand for, so that exporting them
+again gives the same integers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pillow_lic.entropy.exact import ACTIVATION_BITS, GAIN_BITS, LAYERS, MEAN_BITS
+from pillow_lic.entropy.units import FRACTION, SHIFT_BITS
+from pillow_lic.entropy.units import LAYERS as LAYERS_OF_UNITS
+from pillow_lic.models.hyperprior import INDEX_GAIN
+from pillow_lic.models.loading import FORMAT
+from pillow_lic.training.export import FLOAT_PARTS, WINDOWS
+
+
+def weights_of(path: Path) -> dict[str, Any]:
+    """A model file as a run's ``weights.pt``: float weights by parameter, and what its manifest tells of its stages.
+
+    Context models come with it, but for the one over the volume.  Raises ``ValueError`` for what is no native model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no model file: {error}") from None
+    if about.get("format") != FORMAT or not isinstance(about.get("architecture"), dict):
+        raise ValueError(f"{path} is no model that can be trained on")
+    manifest = path.with_suffix(".json")
+    told = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    average = {k: v.float() for k, v in tensors.items() if k.startswith((*FLOAT_PARTS, "log_"))}
+    average |= _hyper_synthesis({k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")})
+    for name in about.get("contexts", {}):
+        prefix = f"context.{name}."
+        parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        average |= {f"contexts.{name}.networks.{k}": v for k, v in _context(parts)}
+    contexts = about.get("contexts", {})
+    return {"average": average, "contexts": contexts, "history": told.get("training", {}).get("stages", [])}
+
+
+def _hyper_synthesis(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for name in LAYERS:
+        weight, bias, shift = (tensors[f"{name}.{part}"].double() for part in ("weight", "bias", "shift"))
+        fraction, gain = torch.full_like(shift, ACTIVATION_BITS), torch.ones_like(shift)
+        if name == "leave":
+            half = len(shift) // 2
+            fraction[:half], fraction[half:] = MEAN_BITS, 0
+            gain[half:] = INDEX_GAIN
+        power = 2.0 ** (shift - ACTIVATION_BITS + fraction) * gain
+        found[f"hyper_synthesis.{name}.weight"] = (weight / power[:, None, None, None]).float()
+        found[f"hyper_synthesis.{name}.bias"] = (bias / power * 2.0**-ACTIVATION_BITS).float()
+    found["z_inverse_gain"] = (tensors["z_inverse_gain"] * 2.0**-GAIN_BITS).float()
+    found["z_mean"] = (tensors["z_mean"] * 2.0**-MEAN_BITS).float()
+    found["z_index"] = (tensors["z_index"] * (2.0**-MEAN_BITS / INDEX_GAIN)).float()
+    return found
+
+
+def _context(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    numbers = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("units.")})
+    for unit in map(str, numbers):
+        part = {k.removeprefix(f"units.{unit}."): v for k, v in tensors.items() if k.startswith(f"units.{unit}.")}
+        for name in WINDOWS:
+            yield f"{unit}.{name}", part[name].float() * 2.0 ** -int(part["window_bits"])
+        for name in LAYERS_OF_UNITS:
+            weight, bias, shift = (part[f"{name}.{kind}"].double() for kind in ("weight", "bias", "shift"))
+            power = 2.0 ** (shift - FRACTION + (SHIFT_BITS if name == "leave" else FRACTION))
+            if name == "leave":
+                power[len(power) // 2 :] *= INDEX_GAIN
+            yield f"{unit}.{name}.weight", (weight / power[:, None]).float()[:, :, None, None]
+            yield f"{unit}.{name}.bias", (bias / power * 2.0**-FRACTION).float()

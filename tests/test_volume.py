@@ -23,7 +23,6 @@ from pillow_lic.models.importance import ImportanceMap
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.training.export import write_volume
 
-__all__ = ["tiny"]
 CPU = torch.device("cpu")
 
 

@@ -158,4 +158,5 @@ def _cosets_of(on: Cosets, index: NDArray[np.uint8], low: int, high: int) -> NDA
 
 def _in_order_of_scans(on: Cosets | None, index: NDArray[np.uint8], lows: Sequence[int]) -> Cosets | None:
     """The same groups, the last of each being one that no scan brings before any of the others."""
-    return on and on.coded_by(np.searchsorted(-np.array(lows), -index.astype(np.int64)).astype(np.int16))
+    scan_of = np.searchsorted(-np.array(lows), -np.arange(END + 1))  # by scale index
+    return on and on.coded_by(scan_of.astype(np.int32)[index])

@@ -142,14 +142,14 @@ def seal(tile: CodedTile, coder: SymbolEncoder) -> bytes:
 
 
 def decode_symbols(
-    model: OneQuality, header: Header, tile: Tile, data: bytes, device: torch.device, steps: int | None = None
+    model: OneQuality, header: Header, tile: Tile, data: bytes, device: torch.device, channels: int | None = None
 ) -> CodedTile:
     """A tile's symbols; ``OSError`` if they fail its checksum.
 
-    With ``steps`` those of the first steps of the context model's schedule only, which no checksum proves.
+    With ``channels`` only as many as it takes to know the first channels, which no checksum proves.
     """
     if not isinstance(model, FamilyModel):
-        return decode_stack(model, header, [tile], [data], device, steps)
+        return decode_stack(model, header, [tile], [data], device, channels)
     model.check(header.context, header.quantizer, header.adaptive)
     (coder,) = _streams([data])
     return checked(_tile_of(model.read(coder, *tile.size, device)), [data])
@@ -161,7 +161,7 @@ def decode_stack(
     tiles: Sequence[Tile],
     data: Sequence[bytes],
     device: torch.device,
-    steps: int | None = None,
+    channels: int | None = None,
 ) -> CodedTile:
     """The symbols of tiles of one size, which go through the networks together; otherwise the same.
 
@@ -176,9 +176,9 @@ def decode_stack(
         read = [c.decode(part.ravel(), model.tables).reshape(part.shape) for c, part in zip(coders, parts, strict=True)]
         return checked(replace(found, y=np.concatenate(read, axis=1)), data)
     network = context_to_decode(model, header.context, found.lattice, device)
-    y = network.decode(coders, given(model, found, header.quality_code), steps)
+    y = network.decode(coders, given(model, found, header.quality_code), channels)
     height = y.shape[1] // len(tiles)
-    if steps is not None and (unread := network.beyond(steps, len(tiles), height, y.shape[2])).any():
+    if channels is not None and (unread := network.beyond(channels, len(tiles), height, y.shape[2])).any():
         return replace(found, y=y, unread=unread)
     return checked(replace(found, y=y), data)
 

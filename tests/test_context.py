@@ -35,7 +35,12 @@ DIVISIONS = {
         "autoregressive": Division((3, 14)),
         "staircase": Division((3, 9, 14)),
     },
-    "interleaved": {name: Division(groups=n) for name, n in zip(CONTEXTS, (2, 5, 2, 3), strict=True)},
+    "interleaved": {
+        "checkerboard": Division(groups=2),
+        "channel": Division(groups=5),
+        "autoregressive": Division(groups=2),
+        "staircase": Division((9,), 2),
+    },
     "whole": {"checkerboard": WHOLE, "channel": Division((12,)), "autoregressive": WHOLE, "staircase": WHOLE},
 }
 """Ways of dividing the channels, by context."""
@@ -131,16 +136,29 @@ def test_slices_must_divide_the_channels() -> None:
     for slices in ((24,), (5, 5), (0, 3)):
         with pytest.raises(ValueError, match="slices"):
             units_of("channel", 24, Division(slices))
+    assert Division((3,), 2).order(8) == [0, 2, 1, 3, 5, 7, 4, 6]
     with pytest.raises(ValueError, match="ascending"):
         Division((9, 3))
     with pytest.raises(ValueError, match="in two, not into 3"):
         units_of("checkerboard", 24, Division((3, 9)))
-    with pytest.raises(ValueError, match="25 groups do not divide 24"):
+    with pytest.raises(ValueError, match="in 25 groups each do not divide 24"):
         units_of("channel", 24, Division(groups=25))
     with pytest.raises(ValueError, match="1 to 64"):
         Division(groups=0)
-    with pytest.raises(ValueError, match="not both"):
-        Division((3,), 2)
+
+
+@pytest.mark.parametrize(
+    ("context", "wanted"),
+    [("checkerboard", (2, 2)), ("channel", (5, 5)), ("staircase", (3, 6)), ("autoregressive", (10, 10))],
+)
+def test_how_many_steps_the_first_channels_take(context: str, wanted: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "interleaved.safetensors"
+    write_model(tiny_model("interleaved"), path, make_tables())
+    exact = load_model(str(path)).context(context, CPU)
+    assert (exact.steps_for(9), exact.steps_for(24)) == wanted
+    rest = exact.beyond(9, 1, 5, 6)
+    assert not rest[:9].any()
+    assert rest[9:].all() == (context == "staircase")
 
 
 def test_an_autoregressive_window_shows_the_past_only() -> None:

@@ -95,17 +95,17 @@ def test_a_small_thumbnail_reads_less_of_the_symbols(photo: Image.Image, monkeyp
     read = []
     decode = ExactContext.decode
     monkeypatch.setattr(ExactContext, "decode", lambda *a: read.append(a[3]) or decode(*a))
-    for size, steps, least in (((48, 48), 2, 36), ((72, 72), 4, 45)):
+    for size, channels, least in (((48, 48), 24, 36), ((72, 72), 128, 45)):
         image = opened(data)
         image.thumbnail(size)
-        assert read[-1] == steps
+        assert read[-1] == channels
         other = expected.copy()
         other.thumbnail(size)
         assert image.size == other.size
         assert psnr(image, other) > least
     drafted = opened(data, size=(64, 48))  # whoever asks for so many pixels looks at all of them
     drafted.load()
-    assert read[-1] == 4
+    assert read[-1] == 128
 
 
 def test_a_drafted_image_in_parts_and_frames(photo: Image.Image) -> None:
@@ -153,7 +153,7 @@ def test_several_threads_make_the_same_draft(photo: Image.Image) -> None:
 def test_a_draft_reads_what_it_looks_at(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     data = coded(photo)
     found = np.asarray(opened(data, size=(64, 48)))
-    monkeypatch.setattr(decoding, "steps_for", lambda shown: 9)  # all there are
+    monkeypatch.setattr(decoding, "channels_for", lambda shown: 320)  # all there are
     assert np.array_equal(np.asarray(opened(data, size=(64, 48))), found)
 
 

@@ -93,14 +93,13 @@ def test_the_last_member_of_a_group_comes_after_all_others() -> None:
     members = np.array([[0, 4, 8, 12, 16, 20, 24, 28], [1, 5, 9, 13, 17, 21, 25, 29]])
     groups = lattice.Lattice(lattice.E8, members, np.zeros(2, np.uint8), (8, 2, 2))
     assert groups.group_of_last[[28, 29]].tolist() == [0, 1]
-    rank = np.zeros((8, 2, 2), np.int16)
+    rank = np.zeros((8, 2, 2), np.int32)
     rank[[1, 3], 0, 0] = 1  # the first group's second and fourth member
     later = groups.coded_by(rank)
     assert later.group_of_last[[12, 29]].tolist() == [0, 1]
     assert (later.group_of_last >= 0).sum() == 2
-    assert later.coded_by(np.arange(8, 0, -1, dtype=np.int16)[:, None, None].repeat(2, 1).repeat(2, 2)).group_of_last[
-        [4, 1]
-    ].tolist() == [0, 1]
+    downwards = 300 * np.arange(8, 0, -1, dtype=np.int32)[:, None, None].repeat(2, 1).repeat(2, 2)
+    assert later.coded_by(downwards).group_of_last[[4, 1]].tolist() == [0, 1]  # the first order counts first
 
 
 # -- tables --------------------------------------------------------------------------------

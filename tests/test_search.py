@@ -169,7 +169,8 @@ def test_the_best_points_near_a_target() -> None:
     assert torch.allclose(loss.min(dim=0).values.sum(), (curves * (best - target).square()).sum() + rounding.bits(best))
     position, wide = torch.arange(83) % 10, torch.arange(83) < 60
     choices = [DiamondChoice(costs, position, wide)]
-    choices += [LatticeChoice(k, costs, torch.arange(80).reshape(-1, k.side), torch.arange(80, 83)) for k in (E8, BW16)]
+    groups = [(k, torch.arange(80).reshape(-1, k.side)) for k in (E8, BW16)]
+    choices += [LatticeChoice(k, costs, m, torch.arange(80, 83), torch.arange(len(m)) % k.side) for k, m in groups]
     for choice in choices:
         found = choice.best(target, curves)
         assert bool(((2 * found).round() == 2 * found).all())
@@ -217,13 +218,16 @@ def test_lattice_choice_hardens_to_the_nearest_point(kind: Kind) -> None:
     tables = Tables.mirrored(*probabilities.make_tables(), skip=0)
     costs = Costs(cost_table(tables.with_parities(), CPU), (zero + 50).long(), zero, zero + 1)
     members, rest = torch.arange(80).reshape(-1, kind.side), torch.arange(80, 83)
-    points, bits = LatticeChoice(kind, costs, members, rest)(values, 0.01, 0.0, generator)
+    place = torch.arange(len(members)) * 3 % kind.side
+    points, bits = LatticeChoice(kind, costs, members, rest, place)(values, 0.01, 0.0, generator)
     floors, coset = lattice.quantise(values.numpy()[:80].reshape(-1, kind.side), kind)
     assert np.allclose(points[:80].reshape(floors.shape), floors + kind.words[coset] / 2, atol=1e-3)
     assert torch.allclose(points[80:], values[80:].round(), atol=1e-3)
     symbols = torch.from_numpy(floors).float().flatten()
-    free = tables.bits_of(floors[:, :-1], 50).sum() + tables.bits_of(points[80:].round().numpy(), 50).sum()
-    last = costs.part((0, members[:, -1])).of_parity(symbols.reshape(floors.shape)[:, -1]).sum()
+    others = floors[np.arange(kind.side) != place.numpy()[:, None]]
+    free = tables.bits_of(others, 50).sum() + tables.bits_of(points[80:].round().numpy(), 50).sum()
+    at = (torch.arange(len(members)), place)
+    last = costs.part((0, members[at])).of_parity(symbols.reshape(floors.shape)[at]).sum()
     words = len(floors) * math.log2(len(kind.words))
     assert float(bits) == pytest.approx(free + float(last) + words, abs=0.1)
 

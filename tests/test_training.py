@@ -316,8 +316,8 @@ def test_a_model_file_gives_back_what_it_was_made_of(tmp_path: Path) -> None:
     begun.start_from(first)
     assert not begun.average["contexts.staircase.networks.1.value_window"].any()
     assert begun.average["contexts.checkerboard.networks.2.value_window"].any()
-    with pytest.raises(ValueError, match="no model file"):
-        weights_of(IMAGES / "coffee.png")
+    with pytest.raises(ValueError, match="there is no model file"):
+        weights_of(IMAGES / "missing.safetensors")
 
 
 def test_a_models_stages_are_those_before_a_run_that_starts_from_it() -> None:

@@ -20,7 +20,7 @@ from pillow_lic.codec.salvage import grey, intact_scans, salvaged
 from pillow_lic.codec.tiles import from_bytes, stack_from_bytes, stacks, to_bytes
 from pillow_lic.container import Coded, Frame, Header, Scans
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
-from pillow_lic.models.draft import FITTED_SCALE, Draft, steps_for
+from pillow_lic.models.draft import FITTED_SCALE, Draft, channels_for
 from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
@@ -205,8 +205,8 @@ def _strip(waiting: list[tuple[int, Tile]], coded: Sequence[Coded | None]) -> tu
 
 def _latents(view: _View, stack: Sequence[tuple[Tile, Coded | None]]) -> Sequence[Tensor]:
     """What is looked at of y of some tiles, (channels, h, w) each."""
-    steps = None if view.draft is None else steps_for(view.shown)
-    found = tile_latents(view.model, view.header, stack, view.device, steps)
+    channels = None if view.draft is None else channels_for(view.shown)
+    found = tile_latents(view.model, view.header, stack, view.device, channels)
     return [y[: view.channels] for y in found]
 
 
@@ -215,17 +215,17 @@ def tile_latents(
     header: Header,
     stack: Sequence[tuple[Tile, Coded | None]],
     device: torch.device,
-    first_steps: int | None = None,
+    channels: int | None = None,
 ) -> Sequence[Tensor]:
     """y of tiles that are read together, in the synthesis transform's units, (M, h, w) float32 each; zeros if there
     are no data.
 
-    What is not coded in the context model's first steps, if only these are asked for, lies at its mean.
+    If only the first ``channels`` are asked for, what is coded after all of these lies at its mean.
     """
     coded = [(tile, data) for tile, data in stack if data is not None]
     if not coded:
         return [torch.zeros((model.arch.latents, *tile.size), dtype=torch.float32, device=device) for tile, _ in stack]
-    found = stack_from_bytes(model, header, coded, device, first_steps)
+    found = stack_from_bytes(model, header, coded, device, channels)
     steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
     y = scalar.dequantise(steps, found.priors.mean) * gain

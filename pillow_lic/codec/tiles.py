@@ -25,14 +25,14 @@ def to_bytes(model: OneQuality, tile: CodedTile, context: str, header: Header, s
 
 
 def from_bytes(
-    model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device, steps: int | None = None
+    model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device, channels: int | None = None
 ) -> CodedTile:
     """A tile's symbols, as far as its scans tell; ``OSError`` if they fail its checksum.
 
-    ``steps``: of what is in one piece, only the first of the context model's steps.
+    ``channels``: of what is in one piece, only as much as it takes to know the first so many.
     """
     if isinstance(data, bytes):
-        return decode_symbols(model, header, place, data, device, steps)
+        return decode_symbols(model, header, place, data, device, channels)
     if not isinstance(model, Model):
         raise OSError("damaged LIC file: a published codec's file has no scans")
     return decode_scans(model, header, place, data.parts, data.count, device)
@@ -60,11 +60,11 @@ def stacks(
 
 
 def stack_from_bytes(
-    model: OneQuality, header: Header, stack: Sequence[tuple[Tile, Coded]], device: torch.device, steps: int | None
+    model: OneQuality, header: Header, stack: Sequence[tuple[Tile, Coded]], device: torch.device, channels: int | None
 ) -> CodedTile:
     """The symbols of tiles that :func:`stacks` puts together."""
     if len(stack) == 1:
-        return from_bytes(model, header, *stack[0], device, steps)
+        return from_bytes(model, header, *stack[0], device, channels)
     assert isinstance(model, Model)
     places, data = zip(*stack, strict=True)
-    return decode_stack(model, header, places, data, device, steps)
+    return decode_stack(model, header, places, data, device, channels)

@@ -42,7 +42,7 @@ HALF = 1 << STEP_BITS - 1
 class ExactContext:
     """A context model: one schedule for coding and decoding alike.
 
-    Units count channels in a ``order`` of their own; without it, as they are.
+    Units count channels in an ``order`` of their own; without it, as they are.
     """
 
     def __init__(
@@ -55,8 +55,9 @@ class ExactContext:
     ) -> None:
         self.units, self.scales, self.device = tuple(units), scales, device
         self.latents = max(u.last for u in units)
-        self.order = np.arange(self.latents) if order is None else np.array(order)
-        self._as_they_are = bool((self.order == np.arange(self.latents)).all())
+        self.order = np.array(range(self.latents) if order is None else order, np.intp)
+        moved = bool((self.order != np.arange(self.latents)).any())
+        self._moved = torch.from_numpy(self.order).to(device) if moved else None
         self.ladder = Ladder.load(tensors, scales, device)
         first = self.ladder.first_table
         self.tables = self._load_tables(tensors, "tables", first[-1])
@@ -98,7 +99,7 @@ class ExactContext:
 
     def encode(self, coder: SymbolEncoder, symbols: Symbols, given: Given) -> None:
         """Append the symbols (M, h, w) of y."""
-        tables, lattice = self.tables_for(given.lattice), self._in_order(given)
+        tables, lattice = self.tables_for(given.lattice), self.in_order(given)
         for parts in self._known(symbols, given):
             values, table = (np.concatenate([getattr(p, n) for p in parts]) for n in ("coded_values", "table"))
             if lattice is None:
@@ -144,17 +145,17 @@ class ExactContext:
                 part.symbols = symbols.take(part.target).astype(np.int32)
             yield parts
 
-    def decode(self, coders: Sequence[SymbolDecoder], given: Given, steps: int | None = None) -> Symbols:
+    def decode(self, coders: Sequence[SymbolDecoder], given: Given, channels: int | None = None) -> Symbols:
         """Read the symbols of y, (M, h, w), of tiles with a coder each; ``OSError`` if there is one that no encoder
         writes.
 
-        Of the schedule's steps only the first so many, if there are more; what is not read is 0.
+        Only as many steps of the schedule as it takes to know the first ``channels``; what is not read is 0.
         """
-        tables, shape, lattice = self.tables_for(given.lattice), given.index.shape, self._in_order(given)
+        tables, shape, lattice = self.tables_for(given.lattice), given.index.shape, self.in_order(given)
         read = _Streams(coders, shape[1] * shape[2])
         symbols = np.zeros(shape, np.int16) if given.known is None else given.known.copy()
         flat = symbols.reshape(-1)
-        for parts in self._passes(given, steps):
+        for parts in self._passes(given, None if channels is None else self.steps_for(channels)):
             target, table, whole, mirrored = (_all(parts, n) for n in ("target", "table", "whole", "mirrored"))
             if lattice is None:
                 values = read(target, table, tables)
@@ -170,7 +171,7 @@ class ExactContext:
                 first += part.coded.size
         return symbols
 
-    def _in_order(self, given: Given) -> Cosets | None:
+    def in_order(self, given: Given) -> Cosets | None:
         """The groups of a lattice, with those last that the schedule brings last."""
         if given.lattice is None or bool((np.diff(self._step_of) >= 0).all()):
             return given.lattice
@@ -179,19 +180,24 @@ class ExactContext:
         return given.lattice.coded_by(self._step_of[parity].transpose(2, 0, 1))
 
     @cached_property
-    def _step_of(self) -> NDArray[np.int16]:
+    def _step_of(self) -> NDArray[np.int32]:
         """In which step channels come, at positions of either parity, (2, M)."""
-        found = np.zeros((2, self.latents), np.int16)
+        found = np.zeros((2, self.latents), np.int32)
         for unit in self.units:
             found[slice(None) if unit.parity is None else unit.parity, self.order[unit.first : unit.last]] = unit.step
         return found
 
     def _channels(self, grid: Tensor) -> Tensor:
         """(M, P) in the units' order."""
-        return grid if self._as_they_are else grid.index_select(0, torch.from_numpy(self.order).to(grid.device))
+        return grid if self._moved is None else grid.index_select(0, self._moved)
 
-    def beyond(self, steps: int, tiles: int, height: int, width: int) -> NDArray[np.bool_]:
-        """Which latents (M, n h, w) of n tiles are not read in the first so many steps."""
+    def steps_for(self, channels: int) -> int:
+        """How many steps of the schedule it takes to know the first so many channels."""
+        return 1 + max(u.step for u in self.units if bool((self.order[u.first : u.last] < channels).any()))
+
+    def beyond(self, channels: int, tiles: int, height: int, width: int) -> NDArray[np.bool_]:
+        """Which latents (M, n h, w) of n tiles are not read where only the first ``channels`` are asked for."""
+        steps = self.steps_for(channels)
         parity = np.add.outer(np.arange(tiles * height) % height, np.arange(width)) % 2
         found = np.zeros((self.latents, *parity.shape), np.bool_)
         for unit in self.units:
@@ -357,7 +363,7 @@ class Part:
     @cached_property
     def target(self) -> NDArray[np.intp]:
         """Flat indices of the coded latents among all (M, h, w)."""
-        rows = self.channels.astype(np.intp) * self.size
+        rows = self.channels * self.size
         found: NDArray[np.intp] = np.add.outer(rows, self.at.cpu().numpy()).ravel().take(self.coded)
         return found
 

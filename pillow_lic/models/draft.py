@@ -23,17 +23,18 @@ FITTED_SCALE = 4
 
 SIZE = 3
 
-STEPS = 4
-"""Steps of a context model that a draft reads: of the staircase all that codes the first three slices."""
+CHANNELS = 128
+"""The first channels of y, the lowest frequencies, which a draft reads, and all that is coded no later: what the rest
+adds at 1/4 lies 50 dB down."""
 
-STEPS_IF_SMALL = 2
+CHANNELS_IF_SMALL = 24
 SMALL = 12
 """Where no more is shown than 1/12 of the width: pixels there are means of so many that little of the rest is seen."""
 
 
-def steps_for(shown: float) -> int:
-    """How many steps of a context model to read for a draft that will be shown at 1/``shown``."""
-    return STEPS_IF_SMALL if shown >= SMALL else STEPS
+def channels_for(shown: float) -> int:
+    """How many channels of y to read for a draft that will be shown at 1/``shown``."""
+    return CHANNELS_IF_SMALL if shown >= SMALL else CHANNELS
 
 
 class Draft:

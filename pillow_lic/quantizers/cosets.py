@@ -14,7 +14,7 @@ class Cosets(Protocol):
     ``coset`` holds the bits that say so, ``half`` what they say of each latent.  Where symbols have to
     have an even sum, ``group_of_last`` names for a latent (flat) the group that it is the last one of,
     -1 for all others, and ``odd`` tells whether the last ones of some groups are odd.  ``coded_by`` gives the same
-    where latents of a higher ``rank`` (M, h, w), ahead of all else, come later.
+    where, after any earlier such order, latents of a higher ``rank`` (M, h, w) come later.
     """
 
     @property
@@ -23,7 +23,7 @@ class Cosets(Protocol):
     def half(self) -> NDArray[np.bool_]: ...  # noqa: D102
     @property
     def group_of_last(self) -> NDArray[np.int32]: ...  # noqa: D102
-    def coded_by(self, rank: NDArray[np.int16]) -> Self: ...  # noqa: D102
+    def coded_by(self, rank: NDArray[np.int32]) -> Self: ...  # noqa: D102
     def odd(  # noqa: D102
         self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]
     ) -> NDArray[np.bool_]: ...

@@ -42,7 +42,7 @@ class Diamond:
         """No sum has to be even: -1 for all latents."""
         return np.full(self.wide.size, -1, np.int32)
 
-    def coded_by(self, rank: NDArray[np.int16]) -> Diamond:
+    def coded_by(self, rank: NDArray[np.int32]) -> Diamond:
         """No latent waits for others."""
         return self
 

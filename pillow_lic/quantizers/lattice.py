@@ -65,19 +65,19 @@ class Lattice:
     members: NDArray[np.int64]
     coset: NDArray[np.uint8]
     shape: tuple[int, ...]
-    rank: NDArray[np.int16] | None = None
+    rank: NDArray[np.int32] | None = None
 
     @cached_property
-    def last(self) -> NDArray[np.intp] | None:
-        """The place of the member that is coded after all others, (G,); None: that of the highest channel."""
+    def last(self) -> NDArray[np.intp]:
+        """The place of the member that is coded after all others, (G,)."""
         if self.rank is None:
-            return None
+            return np.full(len(self.members), self.kind.side - 1)
         found: NDArray[np.intp] = self.kind.side - 1 - self.rank.ravel()[self.members][:, ::-1].argmax(axis=1)
         return found
 
-    def coded_by(self, rank: NDArray[np.int16]) -> Lattice:
-        """The same groups, coded first by the old rank and then by another one, 0 to 255."""
-        return replace(self, rank=rank if self.rank is None else self.rank * np.int16(256) + rank)
+    def coded_by(self, rank: NDArray[np.int32]) -> Lattice:
+        """The same groups, coded first by the old rank and then by another one, from 0 on."""
+        return replace(self, rank=rank if self.rank is None else self.rank * (rank.max(initial=0) + 1) + rank)
 
     @cached_property
     def half(self) -> NDArray[np.bool_]:
@@ -91,7 +91,7 @@ class Lattice:
         """The group of which a latent is the last member, by flat index; -1 where it is none's."""
         groups = np.full(math.prod(self.shape), -1, np.int32)
         every = np.arange(len(self.members), dtype=np.int32)
-        groups[self.members[:, -1] if self.last is None else self.members[every, self.last]] = every
+        groups[self.members[every, self.last]] = every
         return groups
 
     def odd(self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -103,7 +103,7 @@ class Lattice:
     @cached_property
     def _others(self) -> NDArray[np.int64]:
         """All members but the last, (G, side - 1)."""
-        if self.last is None:
+        if self.rank is None:
             return np.ascontiguousarray(self.members[:, :-1])
         others: NDArray[np.int64] = self.members[np.arange(self.kind.side) != self.last[:, None]]
         return others.reshape(-1, self.kind.side - 1)

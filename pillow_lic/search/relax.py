@@ -117,13 +117,15 @@ class DiamondChoice:
 class LatticeChoice:
     """Each group goes to one of some of the nearest points of a lattice, the rest up or down.
 
-    ``members`` (G, side) and ``rest`` (n - G side,) are places among the values.
+    ``members`` (G, side) and ``rest`` (n - G side,) are places among the values; ``last`` (G,) tells which member of a
+    group is coded after all others.
     """
 
     kind: Kind
     costs: Costs
     members: Tensor
     rest: Tensor
+    last: Tensor
 
     def __call__(
         self, values: Tensor, temperature: float, noise: float, generator: torch.Generator
@@ -160,9 +162,9 @@ class LatticeChoice:
     def _bits(self, floors: Tensor, moved: Tensor) -> Tensor:
         """Bits of candidates (n, G, side), each half a step above its symbol or not: (n, G)."""
         costs = self.costs.part((moved, self.members.expand(moved.shape)))
-        free = costs.part((..., slice(None, -1))).of(floors[..., :-1]).sum(dim=2)
-        last = costs.part((..., -1)).of_parity(floors[..., -1])
-        return free + last + math.log2(len(self.kind.words))
+        last = (slice(None), torch.arange(len(self.last), device=floors.device), self.last)
+        free = costs.of(floors)
+        return free.sum(dim=2) - free[last] + costs.part(last).of_parity(floors[last]) + math.log2(len(self.kind.words))
 
 
 def _chances(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -79,8 +79,9 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
         zero = torch.zeros(row.shape, dtype=torch.float32, device=device)
         return Rounding(Costs(cost_table(model.tables, device), row, zero, zero + 1))
     network = model.context(context, device)
+    known = given(model, tile, quality_code)
     with quiet(device):
-        found = network.conditions(tile.y, given(model, tile, quality_code))
+        found = network.conditions(tile.y, known)
     scale, offset = (torch.from_numpy(x).to(device)[coded].int() for x in found)
     tables = network.tables_for(tile.lattice)
     if tile.lattice is None:
@@ -98,4 +99,7 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
     members = torch.from_numpy(tile.lattice.members).to(device)
     alone = coded.flatten().clone()
     alone[members.flatten()] = False
-    return LatticeChoice(tile.lattice.kind, costs, place[members], place[alone])
+    ordered = network.in_order(known)
+    assert isinstance(ordered, Lattice)
+    last = torch.from_numpy(ordered.last).to(device)
+    return LatticeChoice(tile.lattice.kind, costs, place[members], place[alone], last)

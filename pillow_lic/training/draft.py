@@ -16,15 +16,12 @@ from torch.nn import functional as F
 from pillow_lic import codec
 from pillow_lic.codec.decoding import tile_latents
 from pillow_lic.container import Reader
-from pillow_lic.models.draft import FITTED_SCALE, SIZE, STEPS, Draft
+from pillow_lic.models.draft import CHANNELS, FITTED_SCALE, SIZE, Draft
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.options import EncoderOptions, quality_of
 from pillow_lic.pixels import Pixels, tiles_of
 from pillow_lic.training.validate import crops_for_tables
-
-CHANNELS = 128
-"""Latent channels that a draft looks at, the lowest frequencies: what the rest adds at 1/4 lies 50 dB down."""
 
 IMAGES = 100
 RIDGE = 1e-4
@@ -54,7 +51,7 @@ def _example(model: Model, pixels: Pixels, quality: float, channels: int) -> tup
     reader.metadata()
     header, (coded,) = reader.header, reader.frame(0).tiles
     (place,) = tiles_of(header.width, header.height, header.tile)
-    y, seen = (tile_latents(model, header, [(place, coded)], cpu, steps)[0][None] for steps in (None, STEPS))
+    y, seen = (tile_latents(model, header, [(place, coded)], cpu, read)[0][None] for read in (None, channels))
     shown = model.synthesis(cpu, torch.float32)(y, torch.tensor([quality_of(header.quality_code)]), FITTED_SCALE)
     windows = F.unfold(seen[:, :channels], SIZE, padding=SIZE // 2)[0].T
     inputs = torch.cat([windows, torch.ones(len(windows), 1)], dim=1)

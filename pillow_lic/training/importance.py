@@ -87,7 +87,7 @@ def train_importance(model: Path, data: str | Path, minutes: float) -> Importanc
     if not isinstance(owner, Model):
         raise ValueError(f"{model} is a published codec's, which has no levels of quality")
     frozen = HyperpriorModel(owner.arch)
-    state = weights_of(model)["average"]
+    state = weights_of(owner.path)["average"]
     frozen.load_state_dict({k: v for k, v in state.items() if not k.startswith("contexts.")})
     frozen.eval().requires_grad_(False)
     torch.manual_seed(1)

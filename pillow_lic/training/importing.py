@@ -6,20 +6,21 @@ again gives the same integers.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from pillow_lic.entropy.exact import ACTIVATION_BITS, GAIN_BITS, LAYERS, MEAN_BITS
 from pillow_lic.entropy.units import FRACTION, SHIFT_BITS
 from pillow_lic.entropy.units import LAYERS as LAYERS_OF_UNITS
+from pillow_lic.models.context.schedule import VOLUME
+from pillow_lic.models.errors import reading
 from pillow_lic.models.hyperprior import INDEX_GAIN
-from pillow_lic.models.loading import FORMAT
+from pillow_lic.models.loading import Model, load_model, manifest_of
 from pillow_lic.training.export import FLOAT_PARTS, WINDOWS
 
 
@@ -28,24 +29,21 @@ def weights_of(path: Path) -> dict[str, Any]:
 
     Context models come with it, but for the one over the volume.  Raises ``ValueError`` for what is no native model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("pillow-lic", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no model file: {error}") from None
-    if about.get("format") != FORMAT or not isinstance(about.get("architecture"), dict):
-        raise ValueError(f"{path} is no model that can be trained on")
-    manifest = path.with_suffix(".json")
-    told = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-    average = {k: v.float() for k, v in tensors.items() if k.startswith((*FLOAT_PARTS, "log_"))}
-    average |= _hyper_synthesis({k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")})
-    for name in about.get("contexts", {}):
-        prefix = f"context.{name}."
-        parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        average |= {f"contexts.{name}.networks.{k}": v for k, v in _context(parts)}
-    contexts = about.get("contexts", {})
-    return {"average": average, "contexts": contexts, "history": told.get("training", {}).get("stages", [])}
+    model = load_model(str(path))
+    if not isinstance(model, Model):
+        raise ValueError(f"{path} is a published codec's, which is not trained on")
+    with reading(path), safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        average = {k: v.float() for k, v in tensors.items() if k.startswith((*FLOAT_PARTS, "log_"))}
+        average |= _hyper_synthesis({k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")})
+        contexts = {name: division.as_dict() for name, division in model.contexts.items() if name != VOLUME}
+        for name in contexts:
+            prefix = f"context.{name}."
+            parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            average |= {f"contexts.{name}.networks.{k}": v for k, v in _context(parts)}
+    told = manifest_of(path)
+    history = told["training"]["stages"] if told.get("identity") == model.identity.hex() else []
+    return {"average": average, "contexts": contexts, "history": history}
 
 
 def _hyper_synthesis(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -102,8 +102,8 @@ class Recipe:
     files really hold) or "decoder" (what decodes learns from those latents, what decides them is
     frozen).  ``contexts`` are the model's context models; ``rate`` says how much each counts in the
     loss, "none" being the hyperprior alone.  ``distortion`` is "mse", "ms-ssim" or "ssim-weighted",
-    ``quantisation`` what stands for rounding in the joint stage, where the share ``lattice`` of the
-    samples is decoded with the errors of Barnes-Wall 16.
+    ``quantisation`` what stands for rounding in the joint stage.  There and where contexts learn the
+    share ``lattice`` of the samples has the errors of Barnes-Wall 16.
     """
 
     name: str

@@ -62,8 +62,8 @@ def train(
 ) -> bool:
     """Train, or go on training, and write the model once the schedule is finished.
 
-    ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``; ``start`` are other runs' checkpoints whose
-    weights a new run begins with.  Returns False if ``stop_after`` ended
+    ``folder`` keeps ``checkpoint.pt`` and ``log.jsonl``; ``start`` are other runs' checkpoints, or
+    model files, whose weights a new run begins with.  Returns False if ``stop_after`` ended
     the call first.  Raises ``OSError`` for missing folders, ``ValueError`` for images too small and settings that
     make no sense.
     """
@@ -120,7 +120,7 @@ def _run_stage(
     elif start:
         trainer.start_from(*start)
     elif recipe.stage != "joint":
-        raise ValueError(f"the stage {recipe.stage!r} starts from a finished run: name its checkpoint with --start")
+        raise ValueError(f"the stage {recipe.stage!r} starts from a finished run or a model: name it with --start")
     before, weights = trainer.step, folder / "weights.pt"
     with _Log(folder, recipe) as log:
         finished = trainer.train(checkpoint, log.write, stop_after)

@@ -3,15 +3,15 @@
 A unit is a part of the channels at the positions of one parity of row + column (or at all).  Units of
 one step do not see each other and share a pass of the range coder; they see all earlier steps.
 
-    checkerboard           the same, divided      channel                staircase
-    step  1  2             step  1  2             step  1 2 3 4          step     1    2    3    4    5
-    all   0  1             c0    0  1             c0    *                c0       0    1
-                           c1    1  0             c1      *              c1            0    1
-                                                  c2        *            c2                 0    1
-                                                  c3          *          c3                      0    1
+    checkerboard      divided           channel               staircase                 of two slices in groups
+    step  1  2        step  1  2        step  1  2  3  4      step  1  2  3  4  5       step  1  2  3  4  5  6
+    all   0  1        c0    0  1        c0    *               c0    0  1                c0    0  1
+                      c1    1  0        c1       *            c1       0  1             c1       0  1
+                                        c2          *         c2          0  1          c2             0  1
+                                        c3             *      c3             0  1       c3                0  1
 
-0 and 1 are the parities, * all positions, c0...c3 parts of the channels: slices, lowest frequencies first, or
-interleaved groups, each with every so-manieth channel, which know more of each other.
+0 and 1 are the parities, * all positions, c0...c3 parts of the channels: slices, lowest frequencies first, and
+g interleaved groups of each slice, every g-th channel, which know more of each other.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ VOLUME = "volume"
 CONTEXTS = ("checkerboard", "channel", "autoregressive", "staircase")
 
 DELAY = 9
-"""Waves by which an autoregressive part follows the one before: enough to see all of its windows."""
+"""Waves by which an autoregressive part follows the one before: enough to see all of its window."""
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a context model divides the channels: into ``slices``, where each but the first begins, or into so many
-    interleaved ``groups``: channel c belongs to group c mod groups.
+    """How a context model divides the channels: into ``slices``, where each but the first begins, and each of these
+    into g interleaved ``groups``, each of which has every g-th channel.
     """
 
     slices: tuple[int, ...] = ()
@@ -43,26 +43,30 @@ class Division:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slices", tuple(self.slices))
+        if not all(type(n) is int for n in (*self.slices, self.groups)):
+            raise ValueError(f"a context's slices and groups must be whole numbers, not {self.slices}, {self.groups}")
         if list(self.slices) != sorted(set(self.slices)) or any(s < 1 for s in self.slices):
             raise ValueError(f"a context's slices must be ascending channels above 0, not {list(self.slices)}")
         if not 1 <= self.groups <= 64:
             raise ValueError(f"a context's groups must be 1 to 64, not {self.groups}")
-        if self.slices and self.groups > 1:
-            raise ValueError("a context has slices or groups, not both")
+
+    def parts(self, latents: int) -> list[range]:
+        """The channels of each group of each slice in turn; ``ValueError`` if there are too few."""
+        if (len(self.slices) + 1) * self.groups <= latents:
+            edges = pairwise((0, *self.slices, latents))
+            found = [range(a + k, b, self.groups) for a, b in edges for k in range(self.groups)]
+            if all(found):
+                return found
+        slices = [0, *self.slices[:64]]
+        raise ValueError(f"slices from {slices} in {self.groups} groups each do not divide {latents} channels")
 
     def order(self, latents: int) -> list[int]:
         """The channels, part by part."""
-        return [channel for group in range(self.groups) for channel in range(group, latents, self.groups)]
+        return [channel for part in self.parts(latents) for channel in part]
 
     def edges(self, latents: int) -> list[tuple[int, int]]:
-        """Where each part begins and ends in that order; ``ValueError`` if one is empty."""
-        ends = [0, *self.slices, latents]
-        if self.groups > 1:
-            ends = [0, *accumulate(len(range(group, latents, self.groups)) for group in range(self.groups))]
-        if any(a >= b for a, b in pairwise(ends)):
-            named = f"slices {list(self.slices)}" if self.slices else f"{self.groups} groups"
-            raise ValueError(f"the {named} do not divide {latents} channels")
-        return list(pairwise(ends))
+        """Where each part begins and ends in that order."""
+        return list(pairwise((0, *accumulate(map(len, self.parts(latents))))))
 
     def as_dict(self) -> dict[str, Any]:
         """What a model file says of it."""
@@ -113,7 +117,9 @@ def units_of(context: str, latents: int, division: Division = WHOLE) -> tuple[Un
     elif context == "autoregressive":
         units = [Unit(DELAY * n, a, b, causal=True) for n, (a, b) in parts]
     elif context == "staircase":
-        units = [Unit(n + parity, a, b, parity) for n, (a, b) in parts for parity in (0, 1)]
+        # All slices make one staircase; where they have groups, those of each slice.
+        together = division.groups if division.groups > 1 else len(parts)
+        units = [Unit(n + n // together + parity, a, b, parity) for n, (a, b) in parts for parity in (0, 1)]
     else:
         raise ValueError(f"unknown context model {context!r}; known: {', '.join(CONTEXTS)}")
     return tuple(sorted(units, key=lambda u: u.step))
@@ -122,7 +128,8 @@ def units_of(context: str, latents: int, division: Division = WHOLE) -> tuple[Un
 @dataclass(frozen=True)
 class View:
     """What a unit sees: channels 0...``spatial - 1`` through their windows (``taps[channel]`` lists
-    the window's positions, row * 5 + column, that are known), those from ``centre`` to its end at the position itself.
+    the window's positions, row * 5 + column, that are known), channels ``centre[0]`` ... ``centre[1] - 1`` at the
+    position itself.
     """
 
     spatial: int
@@ -139,7 +146,7 @@ def view_of(unit: Unit, units: tuple[Unit, ...]) -> View:
     """What ``unit`` can see of the latents decoded before it."""
     latents = max(u.last for u in units)
     known: list[set[int]] = [set() for _ in range(latents)]
-    for other in units:
+    for other in (u for u in units if u.causal or u.step < unit.step):
         seen = {tap for tap in range(TAPS * TAPS) if _is_known(tap, unit, other)}
         for channel in range(other.first, other.last):
             known[channel] |= seen

@@ -24,7 +24,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         type=Path,
         default=[],
         help="begin with another run's weights, its weights.pt or checkpoint.pt, or with a model's, its .safetensors"
-        " file; given twice, what the first lacks comes from the second",
+        " file or its name; given twice, what the first lacks comes from the second",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (all cores)")

@@ -57,8 +57,8 @@ class Lattice:
     """The groups of a tile's latents (M, h, w), and which word moves each.
 
     ``members`` (G, side) are flat indices, ``coset`` (G,) numbers of words.  The symbol of a latent is the floor
-    of its steps: those of a group have an even sum.  Members are coded by ``rank`` (M, h, w), if there is one, and then
-    by channel.
+    of its steps: those of a group have an even sum.  Members are coded by ``rank``, (M, h, w) or (M, 1, 1), if there is
+    one, and then by channel.
     """
 
     kind: Kind
@@ -72,7 +72,8 @@ class Lattice:
         """The place of the member that is coded after all others, (G,)."""
         if self.rank is None:
             return np.full(len(self.members), self.kind.side - 1)
-        found: NDArray[np.intp] = self.kind.side - 1 - self.rank.ravel()[self.members][:, ::-1].argmax(axis=1)
+        rank = np.broadcast_to(self.rank, self.shape).ravel().take(self.members)
+        found: NDArray[np.intp] = self.kind.side - 1 - rank[:, ::-1].argmax(axis=1)
         return found
 
     def coded_by(self, rank: NDArray[np.int32]) -> Lattice:

@@ -24,15 +24,16 @@ from pillow_lic.models.loading import Model, load_model, manifest_of
 from pillow_lic.training.export import FLOAT_PARTS, WINDOWS
 
 
-def weights_of(path: Path) -> dict[str, Any]:
-    """A model file as a run's ``weights.pt``: float weights by parameter, and what its manifest tells of its stages.
+def weights_of(name: str | Path) -> dict[str, Any]:
+    """A model, by name or file, as a run's ``weights.pt``: float weights by parameter, and what its manifest tells of
+    its stages.
 
     Context models come with it, but for the one over the volume.  Raises ``ValueError`` for what is no native model.
     """
-    model = load_model(str(path))
+    model = load_model(str(name))
     if not isinstance(model, Model):
-        raise ValueError(f"{path} is a published codec's, which is not trained on")
-    with reading(path), safe_open(path, framework="pt") as file:
+        raise ValueError(f"the model {str(name)!r} is a published codec's, which is not trained on")
+    with reading(model.path), safe_open(model.path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         average = {k: v.float() for k, v in tensors.items() if k.startswith((*FLOAT_PARTS, "log_"))}
         average |= _hyper_synthesis({k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")})
@@ -41,7 +42,7 @@ def weights_of(path: Path) -> dict[str, Any]:
             prefix = f"context.{name}."
             parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             average |= {f"contexts.{name}.networks.{k}": v for k, v in _context(parts)}
-    told = manifest_of(path)
+    told = manifest_of(model.path)
     history = told["training"]["stages"] if told.get("identity") == model.identity.hex() else []
     return {"average": average, "contexts": contexts, "history": history}
 

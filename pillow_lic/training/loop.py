@@ -141,7 +141,8 @@ class Trainer:
         self.history = state.get("history", [])
 
     def start_from(self, *paths: Path) -> None:
-        """Begin with the averaged weights of another run's checkpoint.pt or weights.pt, or with a model file's.
+        """Begin with the averaged weights of another run's checkpoint.pt or weights.pt, or with a model's, by its file
+        or name.
 
         What it lacks comes from the next path, if there is one.  What this recipe's model has more (context
         models, also where the run's have another shape, and blocks, which begin as the identity) starts untrained.
@@ -162,7 +163,7 @@ class Trainer:
         self.started = True
 
     def _weights_of(self, path: Path) -> dict[str, Any]:
-        if path.suffix != ".safetensors":
+        if path.suffix not in (".safetensors", ""):
             found: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             return found
         found = weights_of(path)

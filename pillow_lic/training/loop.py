@@ -155,8 +155,7 @@ class Trainer:
         for part in reversed(saved):
             same = _same_contexts(part, own, self.recipe)
             state |= {k: v for k, v in part["average"].items() if not k.startswith("contexts.") or k.startswith(same)}
-        deeper = any(name not in own and not name.startswith("contexts.") for name in state)
-        if deeper or any(name in state and state[name].shape != value.shape for name, value in own.items()):
+        if any(name not in own or own[name].shape != value.shape for name, value in state.items()):
             raise ValueError(f"{', '.join(map(str, paths))}: networks of other shapes than the recipe's")
         self.model.load_state_dict(state, strict=False)
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}

@@ -73,7 +73,7 @@ def pack_scans(model: Model, tile: CodedTile, context: str, quality_code: int, c
     for number, (low, high) in enumerate(_bands(lows)):
         coder = SymbolEncoder()
         if not number:
-            encode_hyper(model, tile, coder)
+            encode_hyper(model, tile, coder, context, quality_code)
         before, now = _as_known(tile, index, high), _as_known(tile, index, low)
         if now.lattice is not None:
             encode_cosets(now.lattice, coder, _cosets_of(now.lattice, index, low, high))

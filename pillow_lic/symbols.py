@@ -19,6 +19,7 @@ from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncode
 from pillow_lic.entropy.context import ExactContext, Given
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.compressai.family import Coded, FamilyModel
+from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, OneQuality
 from pillow_lic.pixels import Tile, pad_to_multiple
@@ -27,6 +28,9 @@ from pillow_lic.quantizers.adaptive import Levels, Priors
 from pillow_lic.quantizers.cosets import Cosets
 from pillow_lic.quantizers.diamond import Diamond
 from pillow_lic.quantizers.lattice import KINDS, Lattice
+
+CPU = torch.device("cpu")
+"""Where z is coded: it is too small to be worth a GPU's while."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def pack(model: OneQuality, tile: CodedTile, context: str, quality_code: int) ->
     if isinstance(model, FamilyModel):
         model.write(coder, Coded(tile.z, tile.y, tile.priors.mean, tile.priors.index))
         return seal(tile, coder)
-    encode_hyper(model, tile, coder)
+    encode_hyper(model, tile, coder, context, quality_code)
     if tile.lattice is not None:
         encode_cosets(tile.lattice, coder)
     if context == "none" and tile.lattice is None:
@@ -120,11 +124,24 @@ def pack(model: OneQuality, tile: CodedTile, context: str, quality_code: int) ->
     return seal(tile, coder)
 
 
-def encode_hyper(model: Model, tile: CodedTile, coder: SymbolEncoder) -> None:
-    """Append what all of y rests on: levels and z."""
+def encode_hyper(model: Model, tile: CodedTile, coder: SymbolEncoder, context: str, quality_code: int) -> None:
+    """Append what all of y rests on: levels and z, which has a context model of its own where y has one."""
     if tile.levels is not None:
         adaptive.encode(coder, tile.levels)
-    coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
+    if _hyper_in_context(model, context):
+        model.context(HYPER, CPU).encode(coder, tile.z, given_of_z(model, tile.z_index, quality_code))
+    else:
+        coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
+
+
+def _hyper_in_context(model: Model, context: str) -> bool:
+    return context != "none" and model.hyper is not None
+
+
+def given_of_z(model: Model, index: Indices, quality_code: int, tiles: int = 1) -> Given:
+    """What z's context model knows before it is read: what depends on the quality alone."""
+    hidden = torch.zeros((0, *index.shape[1:]), dtype=torch.float32, device=CPU)
+    return Given(torch.from_numpy(index.copy()), hidden, quality_code, model.tables.skip, tiles=tiles)
 
 
 def encode_cosets(on: Cosets, coder: SymbolEncoder, wanted: NDArray[np.bool_] | None = None) -> None:
@@ -197,9 +214,13 @@ def decode_hyper(
     z_shape = (model.arch.hyperlatents, -(-size[0] // HYPER_STRIDE), -(-size[1] // HYPER_STRIDE))
     levels = adaptive.decode(coders[0], *z_shape[1:]) if header.adaptive else None
     by_channel = model.hyper_synthesis(device).z_prior(header.quality_code)[2]
-    indices = _spread(by_channel, z_shape).ravel()
-    z = np.concatenate([coder.decode(indices, model.tables).reshape(z_shape) for coder in coders], axis=1)
-    z_index = _spread(by_channel, z.shape)
+    z_index = _spread(by_channel, (z_shape[0], len(coders) * z_shape[1], z_shape[2]))
+    if _hyper_in_context(model, header.context):
+        known = given_of_z(model, z_index, header.quality_code, len(coders))
+        z = context_to_decode(model, HYPER, None, CPU).decode(coders, known)
+    else:
+        indices = _spread(by_channel, z_shape).ravel()
+        z = np.concatenate([coder.decode(indices, model.tables).reshape(z_shape) for coder in coders], axis=1)
     priors = priors_of(model, z, header.quality_code, size, device).adapted(levels, len(model.tables))
     on: Cosets | None = None
     if header.quantizer != "scalar":

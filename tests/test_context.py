@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,22 @@ from PIL import Image
 from test_exact import SETTINGS
 
 from pillow_lic import codec, container
-from pillow_lic.container import Frame, Header
+from pillow_lic.container import Coded, Frame, Header
 from pillow_lic.entropy.context import Given
 from pillow_lic.entropy.units import padded
 from pillow_lic.models import loading
 from pillow_lic.models.context.network import ContextModel, UnitNetwork, positions
-from pillow_lic.models.context.schedule import CONTEXTS, TAPS, WHOLE, ContextShape, Division, Unit, units_of, view_of
+from pillow_lic.models.context.schedule import (
+    CONTEXTS,
+    HYPER,
+    TAPS,
+    WHOLE,
+    ContextShape,
+    Division,
+    Unit,
+    units_of,
+    view_of,
+)
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import Architecture
@@ -40,6 +51,7 @@ DIVISIONS = {
         "channel": Division(groups=5),
         "autoregressive": Division(groups=2),
         "staircase": Division((9,), 2),
+        HYPER: Division(groups=2),
     },
     "whole": {"checkerboard": WHOLE, "channel": Division((12,)), "autoregressive": WHOLE, "staircase": WHOLE},
 }
@@ -75,8 +87,8 @@ def tiny_model(division: str = "sliced") -> HyperpriorModel:
     torch.manual_seed(5)
     model = HyperpriorModel(TINY)
     model.hyper_synthesis.leave.bias.data[:, TINY.latents :] = 3.0
-    for name in CONTEXTS:
-        model.contexts[name] = ContextModel(name, ContextShape(**asdict(DIVISIONS[division][name]), width=16), TINY)
+    for name, divided in DIVISIONS[division].items():
+        model.contexts[name] = ContextModel(name, ContextShape(**asdict(divided), width=16), TINY)
     for network in model.contexts.modules():
         if isinstance(network, UnitNetwork):
             torch.nn.init.normal_(network.value_window, std=0.1)
@@ -295,6 +307,33 @@ def test_transcoding_there_and_back_gives_the_same_bytes(
     assert np.array_equal(pixels_of(there), pixels_of(data))
     assert codec.transcode(there, "none") == data
     assert there == coded(small, model=tiny, context=context, tile=tile, **metadata)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": 64}, {"progressive": True}, {"tile": 64, "adaptive": True}])
+def test_z_has_a_context_model_of_its_own(options: dict[str, Any], tmp_path: Path, small: Image.Image) -> None:
+    with_it, without = tiny_model("interleaved"), tiny_model("interleaved")
+    torch.nn.init.normal_(with_it.contexts[HYPER].networks["1"].leave.bias, std=0.5)
+    del without.contexts[HYPER]
+    files = {}
+    for name, model in (("with", with_it), ("without", without)):
+        path = tmp_path / f"{name}.safetensors"
+        write_model(model, path, make_tables())
+        assert HYPER not in load_model(str(path)).contexts
+        for context in ("none", "channel"):
+            files[name, context] = coded(small, model=str(path), context=context, quality=5, **options)
+    shown = [pixels_of(data) for data in files.values()]
+    assert all(np.array_equal(pixels, shown[0]) for pixels in shown)
+    tiles = {name: _tiles(data) for name, data in files.items()}
+    assert tiles["with", "none"] == tiles["without", "none"]
+    assert tiles["with", "channel"] != tiles["without", "channel"]
+    assert codec.transcode(files["with", "channel"], "none") == files["with", "none"]
+    assert codec.transcode(files["with", "none"], "channel") == files["with", "channel"]
+
+
+def _tiles(data: bytes) -> Sequence[Coded]:
+    reader = container.Reader(BytesIO(data))
+    reader.metadata()
+    return next(reader.frames()).tiles
 
 
 def test_auto_keeps_the_smallest(tiny: str, small: Image.Image) -> None:

@@ -29,7 +29,7 @@ from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.compressai.family import Family, FamilyModel
-from pillow_lic.models.context.schedule import VOLUME, WHOLE, Division, units_of
+from pillow_lic.models.context.schedule import HYPER, VOLUME, WHOLE, Division, channels_of, units_of
 from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.errors import ModelError, reading
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
@@ -57,7 +57,10 @@ _identities: dict[tuple[Path, int, int], bytes] = {}
 
 @dataclass
 class Model:
-    """A loaded model.  Networks are made for a device and precision when first asked for."""
+    """A loaded model.  Networks are made for a device and precision when first asked for.
+
+    ``contexts`` are the context models of y; ``hyper`` divides the channels of z's, if it has one.
+    """
 
     path: Path
     identity: bytes
@@ -68,6 +71,7 @@ class Model:
     contexts: dict[str, Division]
     distortion: str = "mse"
     lattice: int | None = None
+    hyper: Division | None = None
     _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def at_quality(self, code: int) -> tuple[Model, int]:
@@ -112,7 +116,8 @@ class Model:
 
         Raises ``ValueError`` if the model has none of that name or its file was replaced meanwhile.
         """
-        if name not in self.contexts and not (name == "none" and self.has_lattice):
+        also = (name == "none" and self.has_lattice) or (name == HYPER and self.hyper is not None)
+        if name not in self.contexts and not also:
             known = ", ".join(map(repr, ("none", *self.contexts)))
             raise ValueError(f"the model {self.path.stem!r} has no context {name!r}; it has {known}")
 
@@ -122,15 +127,16 @@ class Model:
             if name == VOLUME:
                 return _read_volume(self, device)
             prefix = f"context.{name}."
+            channels, hidden = channels_of(name, self.arch)
             with safe_open(self.path, framework="pt") as file:
                 names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
                 part = {n.removeprefix(prefix): file.get_tensor(n) for n in names}
             if any(tensor.is_floating_point() for tensor in part.values()):
                 raise ValueError(f"the context {name!r} does not consist of integers")
-            division, latents = self.contexts.get(name, WHOLE), self.arch.latents
-            units = units_of(name, latents, division)
-            made = ExactContext(units, part, len(self.tables), device, division.order(latents))
-            made.check(self.arch.hyper_channels)
+            division = (self.hyper if name == HYPER else self.contexts.get(name)) or WHOLE
+            units = units_of(name, channels, division)
+            made = ExactContext(units, part, len(self.tables), device, division.order(channels))
+            made.check(hidden)
             return made
 
         return self._cached(("context", name, device), make)  # type: ignore[no-any-return]
@@ -254,7 +260,7 @@ def verify(model: AnyModel) -> None:
         return
     model.analysis(device, torch.float32), model.synthesis(device, torch.float32)
     model.hyper_analysis(device, torch.float32)
-    for name in model.contexts:
+    for name in (*model.contexts, *([HYPER] if model.hyper else [])):
         model.context(name, device)
 
 
@@ -361,6 +367,7 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     )
     kept = {k: v for k, v in tensors.items() if not k.startswith(("exact.", "tables."))}
     contexts = {name: Division(**shape) for name, shape in about.get("contexts", {}).items()}
+    hyper = contexts.pop(HYPER, None)
     _check_shapes(part, arch)
     exact = ExactHyperSynthesis(part, len(tables))
     lattice = about.get("lattice")
@@ -368,4 +375,4 @@ def _read(path: Path, identity: bytes) -> AnyModel:
         raise ValueError(f"{path} is damaged: impossible lattice")
     if _has_volume(path, identity):
         contexts[VOLUME] = WHOLE
-    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice)
+    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice, hyper)

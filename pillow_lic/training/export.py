@@ -33,7 +33,7 @@ from pillow_lic.entropy.units import (
 from pillow_lic.entropy.volume import LAYERS as LAYERS_OF_VOLUME
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.context.network import ContextModel, QualityLinear, UnitNetwork
-from pillow_lic.models.context.schedule import units_of
+from pillow_lic.models.context.schedule import HYPER, units_of
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import INDEX_GAIN, LATTICE, SCALES, SKIP, HyperpriorModel, QualityConv
 from pillow_lic.models.loading import FORMAT, VOLUME_SUFFIX, Model
@@ -186,9 +186,11 @@ def write_model(
             continue
         parts = context_tensors(context)
         for kind, given in (("tables", context_tables), ("lattice", lattice_tables)):
+            if (kind, name) == ("lattice", HYPER):
+                continue  # z is on whole steps
             made = (given or {}).get(name) or make_context_tables()
             parts[f"{kind}.frequencies"], parts[f"{kind}.lengths"] = map(torch.from_numpy, made)
-        ExactContext(context.units, parts, SCALES, torch.device("cpu"), context.shape.order(model.arch.latents))
+        ExactContext(context.units, parts, SCALES, torch.device("cpu"), context.order.tolist())
         tensors |= {f"context.{name}.{k}": v for k, v in parts.items()}
         shapes[name] = context.shape.as_dict()
     parts = _ladder(half_steps())

@@ -17,7 +17,7 @@ from torch import Tensor
 from pillow_lic.entropy.exact import ACTIVATION_BITS, GAIN_BITS, LAYERS, MEAN_BITS
 from pillow_lic.entropy.units import FRACTION, SHIFT_BITS
 from pillow_lic.entropy.units import LAYERS as LAYERS_OF_UNITS
-from pillow_lic.models.context.schedule import VOLUME
+from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.errors import reading
 from pillow_lic.models.hyperprior import INDEX_GAIN
 from pillow_lic.models.loading import Model, load_model, manifest_of
@@ -38,6 +38,8 @@ def weights_of(name: str | Path) -> dict[str, Any]:
         average = {k: v.float() for k, v in tensors.items() if k.startswith((*FLOAT_PARTS, "log_"))}
         average |= _hyper_synthesis({k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")})
         contexts = {name: division.as_dict() for name, division in model.contexts.items() if name != VOLUME}
+        if model.hyper is not None:
+            contexts[HYPER] = model.hyper.as_dict()
         for name in contexts:
             prefix = f"context.{name}."
             parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pillow_lic.devices import block_dtype
+from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, SKIP, HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.training import distributed
@@ -33,7 +34,7 @@ LATENT_SIDE = ("analysis.", "hyper_analysis.", "log_gain", "z_inverse_gain", "z_
 def learns(parameter: str, recipe: Recipe) -> bool:
     """Whether a parameter is trained in the recipe's stage."""
     if recipe.stage == "contexts":
-        return parameter.startswith(tuple(f"contexts.{name}." for name in recipe.rate))
+        return parameter.startswith(tuple(f"contexts.{name}." for name in (*recipe.rate, HYPER)))
     return recipe.stage == "joint" or not parameter.startswith(LATENT_SIDE)
 
 
@@ -46,7 +47,9 @@ class Loss(nn.Module):
         self._low = block_dtype(next(model.parameters()).device) is torch.bfloat16
 
     def forward(self, pixels: Tensor, quality: Tensor, progress: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels, qualities (B,) and progress 0...1 -> loss, (loss, mse, bpp of y, of z, of each context)."""
+        """Pixels, qualities (B,) and progress 0...1 -> loss, (loss, mse, bpp of y, of z, of z in its
+        context, of y in each context).
+        """
         recipe = self.recipe
         joint = recipe.stage == "joint"
         objective = Objective(
@@ -63,7 +66,7 @@ class Loss(nn.Module):
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._low):
             outcome = forward(self.model, pixels, quality, objective)
         loss = rate_distortion(outcome, quality, recipe.lambda_balance, recipe.rate, recipe.correlation.weight)
-        means = [outcome.mse, outcome.y_bpp, outcome.z_bpp, *outcome.context_bpp.values()]
+        means = [outcome.mse, outcome.y_bpp, outcome.z_bpp, outcome.z_context_bpp, *outcome.context_bpp.values()]
         return loss, torch.stack([loss, *(m.mean() for m in means)]).detach()
 
 
@@ -283,6 +286,7 @@ class Trainer:
             "mse",
             "y_bpp",
             "z_bpp",
+            "z_bpp_context",
             *(f"y_bpp_{name}" for name in self.model.contexts if name in self.recipe.rate),
         )
         record |= {k: round(v, 5) for k, v in zip(names, values, strict=True)}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pillow_lic.distortions import DISTORTIONS, squared_error
+from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, scale_of
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.training.correlation import correlation_loss
@@ -47,7 +48,8 @@ ROUNDED = Objective()
 class Outcome:
     """One forward pass, by sample: distortion, squared error on 0...255, bits per pixel of y and of z.
 
-    ``y_bpp`` is that of context ``none``; ``context_bpp`` has the model's context models, by name.
+    ``y_bpp`` and ``z_bpp`` are those of context ``none``; ``context_bpp`` has the model's context models of y, by name,
+    and ``z_context_bpp`` is what z takes with any of them.
     ``correlation`` is the correlation loss.
     """
 
@@ -55,14 +57,16 @@ class Outcome:
     mse: Tensor
     y_bpp: Tensor
     z_bpp: Tensor
+    z_context_bpp: Tensor
     context_bpp: dict[str, Tensor]
     correlation: Tensor
 
     def bpp(self, shares: Mapping[str, float]) -> Tensor:
         """Bits per pixel, averaged over context models (and "none") with the given shares."""
-        rates = {"none": self.y_bpp, **self.context_bpp}
+        rates = {name: y_bpp + self.z_context_bpp for name, y_bpp in self.context_bpp.items()}
+        rates["none"] = self.y_bpp + self.z_bpp
         total = sum(shares.values())
-        return self.z_bpp + sum(rates[name] * (share / total) for name, share in shares.items())
+        return sum((rates[name] * (share / total) for name, share in shares.items()), torch.zeros_like(self.z_bpp))
 
 
 def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: Objective = ROUNDED) -> Outcome:
@@ -97,15 +101,22 @@ def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: 
     if objective.window:
         normalised = residual / scale_of(index)
         correlation = correlation_loss(normalised, objective.window, objective.mask, by_channel=objective.by_channel)
+    z_index = z_index.expand_as(z)
+    z_bpp = z_context_bpp = gaussian_bits(z_for_rate, z_index).sum(dim=(1, 2, 3)) / area
+    names = [n for n in model.contexts if n != HYPER and (objective.contexts is None or n in objective.contexts)]
+    if names and HYPER in model.contexts:
+        nothing = z.new_zeros(len(z), 0, *z.shape[2:])
+        z_bits = _context_bits(model.contexts[HYPER], z_for_rate, z_rounded, z_index, nothing, quality)
+        z_context_bpp = z_bits / area
     return Outcome(
         distortion=distortion,
         mse=mse,
         y_bpp=gaussian_bits(for_rate, index).sum(dim=(1, 2, 3)) / area,
-        z_bpp=gaussian_bits(z_for_rate, z_index.expand_as(z)).sum(dim=(1, 2, 3)) / area,
+        z_bpp=z_bpp,
+        z_context_bpp=z_context_bpp,
         context_bpp={
-            name: _context_bits(context, for_rate, rounded, index, hidden, quality) / area
-            for name, context in model.contexts.items()
-            if objective.contexts is None or name in objective.contexts
+            name: _context_bits(model.contexts[name], for_rate, rounded, index, hidden, quality) / area
+            for name in names
         },
         correlation=correlation,
     )
@@ -114,7 +125,7 @@ def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: 
 def _context_bits(
     context: nn.Module, target: Tensor, rounded: Tensor, index: Tensor, hidden: Tensor, quality: Tensor
 ) -> Tensor:
-    """Bits of the latents with probabilities refined by a context model, (B,).
+    """Bits of latents with probabilities refined by a context model, (B,).
 
     Files do not code what has a small scale before the context model speaks, whatever it says.
     """

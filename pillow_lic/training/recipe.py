@@ -10,7 +10,7 @@ from typing import Any
 
 from pillow_lic.distortions import DISTORTIONS, MS_SSIM_SIDE
 from pillow_lic.models.context.network import ContextModel
-from pillow_lic.models.context.schedule import VOLUME, ContextShape, units_of
+from pillow_lic.models.context.schedule import HYPER, VOLUME, ContextShape, channels_of, units_of
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture
@@ -100,10 +100,11 @@ class Recipe:
     ``stage`` is "joint" (everything learns, from noisy latents), or one of those that start from
     another run: "contexts" (only the context models named in ``rate`` learn, from the latents that
     files really hold) or "decoder" (what decodes learns from those latents, what decides them is
-    frozen).  ``contexts`` are the model's context models; ``rate`` says how much each counts in the
-    loss, "none" being the hyperprior alone.  ``distortion`` is "mse", "ms-ssim" or "ssim-weighted",
-    ``quantisation`` what stands for rounding in the joint stage.  There and where contexts learn the
-    share ``lattice`` of the samples has the errors of Barnes-Wall 16.
+    frozen).  ``contexts`` are the model's context models, "hyper" being that of z, which learns with any
+    other; ``rate`` says how much each of the others counts in the loss, "none" being the hyperprior
+    alone.  ``distortion`` is "mse", "ms-ssim" or "ssim-weighted", ``quantisation`` what stands for
+    rounding in the joint stage.  There and where contexts learn the share ``lattice`` of the samples has
+    the errors of Barnes-Wall 16.
     """
 
     name: str
@@ -132,8 +133,10 @@ class Recipe:
             raise ValueError(f"lattice, a share of the samples, must be 0 to 1, not {self.lattice}")
         for name, shape in self.contexts.items():
             if name != VOLUME:
-                units_of(name, self.model.latents, shape)
+                units_of(name, channels_of(name, self.model)[0], shape)
         for name, share in self.rate.items():
+            if name == HYPER:
+                raise ValueError(f"[rate] names {HYPER!r}, which counts with every other context")
             if name != "none" and name not in self.contexts:
                 raise ValueError(f"[rate] names {name!r}, which is not in [contexts]")
             if not share > 0:

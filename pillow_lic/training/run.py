@@ -23,11 +23,11 @@ from pillow_lic import codec, container
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.container import Header
 from pillow_lic.devices import WORTH_CUDA, choose_device
-from pillow_lic.models.context.schedule import VOLUME
+from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import EncoderOptions
-from pillow_lic.symbols import CodedTile, flat, given
+from pillow_lic.symbols import CodedTile, flat, given, given_of_z
 from pillow_lic.training import distributed, export, validate
 from pillow_lic.training.data import image_files
 from pillow_lic.training.draft import write_draft
@@ -148,6 +148,7 @@ def finish(
         lattice_tables = {
             name: make_context_tables(count_values(seen_passes(plain, name, "bw16", data, CONTEXT_IMAGES)))
             for name in names
+            if name != HYPER
         }
         seen = seen_passes(plain, "none", "bw16", data, CONTEXT_IMAGES)
         lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())
@@ -196,9 +197,12 @@ def seen_passes(path: Path, context: str, quantizer: str, data: str | Path, coun
     model = _trained(path)
     network = model.context(context, torch.device("cpu"))
     for tile, code in _seen_tiles(model, data, count, quantizer):
-        symbols = np.where(tile.priors.index.numpy() < SKIP, 0, tile.y)
+        symbols, known = tile.y, given(model, tile, code)
+        if context == HYPER:
+            symbols, known = tile.z, given_of_z(model, tile.z_index, code)
+        symbols = np.where(known.index.numpy() < SKIP, 0, symbols)
         with torch.inference_mode():
-            yield from network.seen(symbols, replace(given(model, tile, code), skip=SKIP))
+            yield from network.seen(symbols, replace(known, skip=SKIP))
 
 
 def manifest(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pillow_lic.models.context.schedule import TAPS, ContextShape, Unit, View, units_of, view_of
+from pillow_lic.models.context.schedule import TAPS, ContextShape, Unit, View, channels_of, units_of, view_of
 from pillow_lic.models.hyperprior import HYPER_SLOPE, INDEX_GAIN, scale_of
 from pillow_lic.models.transforms import QUALITIES, Architecture, at_quality
 
@@ -81,7 +81,10 @@ class UnitNetwork(nn.Module):
 
 
 class ContextModel(nn.Module):
-    """All units of one context model; ``order`` has the channels as its division puts them, ``back`` undoes it."""
+    """All units of one context model of y, or that of z (:data:`HYPER`).
+
+    ``order`` has the channels as its division puts them, ``back`` undoes it.
+    """
 
     order: Tensor
     back: Tensor
@@ -89,14 +92,15 @@ class ContextModel(nn.Module):
     def __init__(self, name: str, shape: ContextShape, arch: Architecture) -> None:
         super().__init__()
         self.shape = shape
-        self.units = units_of(name, arch.latents, shape)
-        order = torch.tensor(shape.order(arch.latents))
+        channels, hidden = channels_of(name, arch)
+        self.units = units_of(name, channels, shape)
+        order = torch.tensor(shape.order(channels))
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("back", order.argsort(), persistent=False)
         views = [view_of(u, self.units) for u in self.units]
         self.networks = nn.ModuleDict(
             {
-                str(n): UnitNetwork(unit, view, shape.width, arch.hyper_channels)
+                str(n): UnitNetwork(unit, view, shape.width, hidden)
                 for n, (unit, view) in enumerate(zip(self.units, views, strict=True))
                 if view.spatial
             }

@@ -18,13 +18,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pillow_lic.models.transforms import Architecture
 
 TAPS = 5
 """Side of the spatial window: two positions each way."""
 
 VOLUME = "volume"
 """The context model that has no units: pillow_lic.models.context.volume."""
+
+HYPER = "hyper"
+"""The context model of z, which goes with all of those of y: a staircase that knows no hidden layer."""
 
 CONTEXTS = ("checkerboard", "channel", "autoregressive", "staircase")
 
@@ -103,6 +109,11 @@ class Unit:
     causal: bool = False
 
 
+def channels_of(context: str, arch: Architecture) -> tuple[int, int]:
+    """How many channels a context model codes, and how many of h_s's hidden layer it sees."""
+    return (arch.hyperlatents, 0) if context == HYPER else (arch.latents, arch.hyper_channels)
+
+
 def units_of(context: str, latents: int, division: Division = WHOLE) -> tuple[Unit, ...]:
     """The units of a context model over ``latents`` channels; ``ValueError`` for an impossible division."""
     parts = list(enumerate(division.edges(latents)))
@@ -116,7 +127,7 @@ def units_of(context: str, latents: int, division: Division = WHOLE) -> tuple[Un
         units = [Unit(n, a, b) for n, (a, b) in parts]
     elif context == "autoregressive":
         units = [Unit(DELAY * n, a, b, causal=True) for n, (a, b) in parts]
-    elif context == "staircase":
+    elif context in ("staircase", HYPER):
         # All slices make one staircase; where they have groups, those of each slice.
         together = division.groups if division.groups > 1 else len(parts)
         units = [Unit(n + n // together + parity, a, b, parity) for n, (a, b) in parts for parity in (0, 1)]

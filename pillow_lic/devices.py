@@ -67,7 +67,7 @@ def choose_device(name: str | None, pixels: int) -> torch.device:
     if name is None:
         # A forked child cannot use the CUDA of its parent, and nobody asked for it by name.
         usable = pixels >= WORTH_CUDA and torch.cuda.is_available() and not torch.cuda._is_in_bad_fork()
-        return torch.device("cuda" if usable else "cpu")
+        return _numbered(torch.device("cuda" if usable else "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -79,6 +79,13 @@ def choose_device(name: str | None, pixels: int) -> torch.device:
         return torch.device("cpu")
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}")
+    return _numbered(device)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """A device by its number: "cuda" is another one in threads, which do not know what their caller has set."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -58,7 +58,7 @@ def decode_batch(
             torch.cuda.synchronize(used)
     images = []
     for pixels, info in zip(found, infos, strict=True):
-        image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).contiguous().numpy())
+        image = Image.fromarray(_interleaved(pixels))
         image.readonly, image.info = 0, info  # nobody else has the array
         images.append(image)
     return images
@@ -96,13 +96,19 @@ def _pixels_of(image: Any) -> tuple[Pixels, dict[str, bytes]]:
         shown = inputs.in_supported_mode(image)
         return np.asarray(shown), inputs.metadata_from(inputs.inherited_from(image, shown.mode))
     if isinstance(image, Tensor):
-        image = image.permute(1, 2, 0).squeeze(2).contiguous().cpu().numpy()
+        image = _interleaved(image.cpu())
     return np.asarray(image), {}
+
+
+def _interleaved(pixels: Tensor) -> Pixels:
+    """(C, H, W) as (H, W) or (H, W, C); by NumPy, which a forked child does not wait for."""
+    array = pixels.numpy().transpose(1, 2, 0)
+    return np.ascontiguousarray(array[:, :, 0] if len(pixels) == 1 else array)
 
 
 def _to_host(pixels: Tensor) -> Tensor:
     """A copy in pinned memory, complete when the device is; a tensor on the host is returned as it is."""
     if not pixels.is_cuda:
         return pixels
-    host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    host = torch.empty(pixels.shape, dtype=pixels.dtype, device="cpu", pin_memory=True)
     return host.copy_(pixels, non_blocking=True)

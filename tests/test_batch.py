@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from pillow_lic import EncoderOptions
 from pillow_lic.batch import Summary, convert, plan
 from pillow_lic.batch.files import changed, locate, write
 from pillow_lic.batch.plan import RECORD
+from pillow_lic.batch.worker import convert_all
 from pillow_lic.cli import main
 
 
@@ -299,10 +302,47 @@ def test_another_source_of_the_same_name_replaces_nothing(tmp_path: Path) -> Non
         assert image.size == (40, 40)
     moved = cards[0].rename(tmp_path / "moved")
     assert counts(convert([moved], out, jobs=1)) == (0, 1, 0)
-    assert counts(convert([moved], out, jobs=1, options=EncoderOptions(quality=2))) == (1, 0, 0)
     load("camera").crop((0, 0, 56, 56)).save(moved / "DSC_1.jpg")
     assert counts(convert([moved], out, jobs=1)) == (1, 0, 0)  # the record knows the new place by now
     assert counts(convert([cards[1]], out, jobs=1, overwrite=True)) == (1, 0, 0)
+
+
+def test_what_a_job_that_is_over_had_begun_is_not_written(photos: Path, tmp_path: Path) -> None:
+    source, target = locate(photos / "a.png"), locate(tmp_path / "out" / "a.lic")
+    folder = locate(tmp_path / "out" / plan.FOLDER)
+    settings = plan.Settings(".lic", EncoderOptions(), folder, job="one")
+    task = plan.Task(source, target)
+    todo = plan.Plan([task])
+    with plan.recorded(locate(tmp_path / "out"), todo, "one"):
+        (result,) = convert_all([task], settings)
+        assert result.error is None
+        (result,) = convert_all([task], replace(settings, job="another"))
+        assert "is over" in str(result.error)
+    (result,) = convert_all([task], settings)
+    assert "is over" in str(result.error)
+    assert list(files(tmp_path / "out")) == ["a.lic"]
+
+
+def test_times_of_stores_are_compared_in_whole_seconds() -> None:
+    place = locate("memory://bucket/a.lic")
+    listed = {"size": 9, "LastModified": datetime(2026, 1, 2, 3, 4, 5, 678000, UTC)}
+    asked = {"size": 9, "LastModified": datetime(2026, 1, 2, 3, 4, 5, 0, UTC)}
+    later = {"size": 9, "LastModified": datetime(2026, 1, 2, 3, 4, 6, 0, UTC)}
+    assert plan._shown(place, listed) == plan._shown(place, asked) != plan._shown(place, later)
+
+
+def test_what_libraries_of_stores_raise_is_a_message(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NoCredentialsError(Exception):
+        pass
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.isdir", refuse)
+    assert main(["convert", str(photos), "memory://bucket"]) == 1
+    assert "NoCredentialsError: Unable to locate credentials" in capsys.readouterr().err
 
 
 def test_one_odd_place_stops_nothing_else(photos: Path, tmp_path: Path) -> None:

@@ -125,3 +125,15 @@ def test_an_archive(photos: Path, expected: dict[str, bytes], tmp_path: Path) ->
     assert convert([source], out, jobs=1).skipped == 3
     (out / ".lic-convert" / "sources.json").unlink()
     assert convert([source], out, jobs=1).skipped == 3  # by time
+
+
+def test_another_archive_replaces_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for n in (1, 2):
+        load("coffee").crop((0, 0, 40 + 8 * n, 50)).save(tmp_path / "DSC_1.png")
+        with zipfile.ZipFile(tmp_path / f"card{n}.zip", "w") as z:
+            z.write(tmp_path / "DSC_1.png", "DSC_1.png")
+    assert convert([f"zip://::{tmp_path / 'card1.zip'}"], out, jobs=1).converted == 1
+    other = convert([f"zip://::{tmp_path / 'card2.zip'}"], out, jobs=1)
+    assert not other.converted
+    assert "made from another file" in str(other.failures[0].error)

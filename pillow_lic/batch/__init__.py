@@ -14,11 +14,13 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
+from uuid import uuid4
 
 from PIL import Image
 
 from pillow_lic.batch import engines
-from pillow_lic.batch.files import locate
+from pillow_lic.batch.files import locate, reaching
 from pillow_lic.batch.plan import FOLDER, Plan, Settings, make_plan, recorded
 from pillow_lic.batch.summary import Summary
 from pillow_lic.batch.worker import Result, failed
@@ -65,17 +67,20 @@ def convert(
         raise ValueError(f"jobs must be at least 1, not {jobs}")
     if (scheduler or jobs != 1) and any("memory" in f.fs.protocol for f in (*places, destination)):
         raise ValueError("memory:// is known to this process only; use jobs=1")
-    jobs = jobs or engines.cores()
+    jobs = min(jobs or engines.cores(), engines.MOST)
     threads = engines.share(jobs)
     settings = Settings(suffix, options or options_from({}), destination.below(FOLDER), psnr, threads)
-    plan = make_plan(places, destination, settings, overwrite=overwrite)
+    with reaching():
+        plan = make_plan(places, destination, settings, overwrite=overwrite)
     summary = Summary(skipped=plan.done, failures=[failed(s, destination, error) for s, error in plan.failures])
     if summary.failures and not keep_going:
         plan.tasks.clear()
     if dry_run:
         summary.planned = [(str(task.source), str(task.target)) for task in plan.tasks]
-    elif plan.tasks:
-        with recorded(destination, plan), closing(_results(plan, settings, jobs, scheduler)) as results:
+    elif plan.tasks or plan.moved:
+        if scheduler is not None:
+            settings = replace(settings, job=uuid4().hex)
+        with recorded(destination, plan, settings.job), closing(_results(plan, settings, jobs, scheduler)) as results:
             for result in results:
                 summary.add(result)
                 if on_result:
@@ -95,6 +100,8 @@ def suffix_of(name: str) -> str:
 
 
 def _results(plan: Plan, settings: Settings, jobs: int, scheduler: str | None) -> Generator[Result, None, None]:
+    if not plan.tasks:
+        return engines.in_this_process([], settings)
     if scheduler is not None:
         return engines.on_cluster(plan.tasks, settings, scheduler)
     if min(jobs, len(plan.tasks)) == 1:

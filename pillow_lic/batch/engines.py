@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -15,6 +16,9 @@ from multiprocessing.connection import Connection
 
 from pillow_lic.batch.plan import Settings, Task
 from pillow_lic.batch.worker import Result, convert_all, failed
+
+MOST = 61 if sys.platform == "win32" else 1024
+"""Worker processes of one machine; Windows cannot wait for more."""
 
 PARTITION = 8
 """Files that a worker of a cluster converts for each task of its scheduler."""
@@ -131,6 +135,8 @@ def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Gen
 
         submit(2 * max(1, sum(client.nthreads().values())))
         for future in pending:
+            if future.cancelled():
+                raise OSError(f"the Dask scheduler {scheduler} is gone")
             part, error = parts.pop(future.key), future.exception()
             if error is None:
                 yield from future.result()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -15,10 +15,11 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from pillow_lic import atomic
+from pillow_lic.atomic import PARTIAL
+
 WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "oci", "memory"})
 """Protocols of stores where an object appears when all of it is there: no partial file, no rename."""
-
-PARTIAL = ".partial"
 
 _HASHES = ("ETag", "etag", "md5Hash", "CRC")
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "date_time")
@@ -39,6 +40,12 @@ class File(NamedTuple):
     def below(self, name: str) -> File:
         """What lies at a relative path in a folder."""
         return File(self.fs, f"{self.path.rstrip('/')}/{name}" if self.path else name)
+
+    @property
+    def appears_whole(self) -> bool:
+        """Whether it lies in a store where an object appears when all of it is there."""
+        own = self.fs.protocol
+        return not WHOLE.isdisjoint((own,) if isinstance(own, str) else own)
 
     @property
     def folder(self) -> File:
@@ -68,6 +75,17 @@ class File(NamedTuple):
         return PurePosixPath(self.path).name
 
 
+@contextmanager
+def reaching() -> Iterator[None]:
+    """What stores say in exceptions of their own (no credentials, no connection) is an ``OSError`` here."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 def locate(url: str | os.PathLike[str]) -> File:
     """The file at a path or URL; ``ImportError`` or ``ValueError`` if nothing here can reach it."""
     return File(*url_to_fs(os.fspath(url)))
@@ -83,7 +101,7 @@ def files_below(
     """
     folder.fs.invalidate_cache()
     if isinstance(folder.fs, LocalFileSystem):
-        found = dict(_walk(folder.path, folder.fs, frozenset(), unreadable, hidden=hidden))
+        found = dict(_walk(folder.path, frozenset(), unreadable, hidden=hidden))
     else:
         try:
             found = folder.fs.find(folder.path, detail=True)
@@ -95,7 +113,7 @@ def files_below(
 
 
 def _walk(
-    folder: str, fs: LocalFileSystem, above: frozenset[str], unreadable: Callable[[OSError], None], *, hidden: bool
+    folder: str, above: frozenset[str], unreadable: Callable[[OSError], None], *, hidden: bool
 ) -> Iterator[tuple[str, Info]]:
     """Files below a local folder; fsspec's own walk leaves out links and what cannot be read."""
     here = os.path.realpath(folder)
@@ -115,9 +133,10 @@ def _walk(
             if entry.name.startswith(".") and not hidden:
                 continue
             if entry.is_dir():
-                yield from _walk(path, fs, above | {here}, unreadable, hidden=hidden)
+                yield from _walk(path, above | {here}, unreadable, hidden=hidden)
             elif entry.is_file():
-                yield path, fs.info(path) | {"type": "file", "mtime": entry.stat().st_mtime}
+                stat = entry.stat()  # no more than is asked for: there may be a million
+                yield path, {"type": "file", "size": stat.st_size, "mtime": stat.st_mtime}
         except FileNotFoundError:
             continue  # gone meanwhile
         except OSError as error:
@@ -137,46 +156,22 @@ def write(file: File, data: bytes, scratch: File) -> None:
     ``scratch`` is a folder of the same filesystem for the partial file, where one is needed.
     """
     fs, path = file
-    if not WHOLE.isdisjoint((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol):
+    if file.appears_whole:
         fs.pipe_file(path, data)
         return
     for folder in (file.folder, scratch):
         fs.makedirs(folder.path, exist_ok=True)
+    if isinstance(fs, LocalFileSystem):
+        atomic.write(path, data, scratch.path)
+        return
     partial = scratch.below(f".{uuid4().hex}{PARTIAL}").path
     try:
-        if isinstance(fs, LocalFileSystem):
-            _replace(path, partial, data)
-        else:
-            fs.pipe_file(partial, data)
-            fs.mv(partial, path)
+        fs.pipe_file(partial, data)
+        fs.mv(partial, path)
     except BaseException:
         if fs.exists(partial):
             fs.rm_file(partial)
         raise
-
-
-def _replace(path: str, partial: str, data: bytes) -> None:
-    """Make or replace a local file by way of a partial one; who may read it stays, and a link stays one."""
-    path = os.path.realpath(path)
-    with open(partial, "wb") as fp:
-        fp.write(data)
-        fp.flush()
-        os.fsync(fp.fileno())
-    if os.path.exists(path):
-        shutil.copymode(path, partial)
-    try:
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        # The folder is a link to another filesystem.
-        near = f"{os.path.dirname(path)}/{os.path.basename(partial)}"
-        try:
-            _replace(path, near, data)
-        finally:
-            for rest in (partial, near):
-                if os.path.exists(rest):
-                    os.remove(rest)
 
 
 def version(info: Info) -> str:

@@ -15,7 +15,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -23,13 +23,15 @@ from typing import Any, NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
-from pillow_lic.batch.files import PARTIAL, File, Info, changed, files_below, read, version, write
+from pillow_lic.atomic import PARTIAL
+from pillow_lic.batch.files import File, Info, changed, files_below, reaching, read, version, write
 from pillow_lic.options import EncoderOptions
 from pillow_lic.plugin import EXTENSION
 
 FOLDER = ".lic-convert"
 RECORD = f"{FOLDER}/sources.json"
 RECORD_VERSION = 2
+JOB = "job"
 
 STUBS = frozenset({"BUFR", "GRIB", "HDF5", "MPEG"} | (set() if sys.platform == "win32" else {"WMF"}))
 """Formats that Pillow recognises and cannot decode."""
@@ -49,6 +51,7 @@ class Settings:
     scratch   where partial files go
     threads   torch's threads for each conversion, None for as many as there are
     again     conversions may have been done by a worker that died later: look first
+    job       its name, where workers may outlive whoever began it: they write nothing once it is over
     """
 
     suffix: str
@@ -57,6 +60,14 @@ class Settings:
     psnr: bool = False
     threads: int | None = None
     again: bool = False
+    job: str | None = None
+
+    def check_job(self) -> None:
+        """``OSError`` if the job is over, or another one works in its folder."""
+        with suppress(FileNotFoundError):
+            if self.job is None or read(self.scratch.below(JOB)).decode() == self.job:
+                return
+        raise OSError("the job that asked for this is over")
 
 
 @dataclass(frozen=True)
@@ -85,10 +96,13 @@ class Entry(NamedTuple):
 
 @dataclass
 class Plan:
-    """What is to do, how many files are done, which cannot be done and why, and the record to write first."""
+    """What is to do, how many files are done, which cannot be done and why, and the record to write first: also where
+    nothing is to do but sources ``moved``.
+    """
 
     tasks: list[Task] = field(default_factory=list)
     done: int = 0
+    moved: bool = False
     failures: list[tuple[File, str]] = field(default_factory=list)
     record: dict[str, Entry] = field(default_factory=dict)
 
@@ -161,12 +175,12 @@ def _task(
 
     Raises ``FileExistsError`` if what is there is nothing to replace.
     """
-    shown = None if found is None else f"{found['size']} {changed(found)}"
+    shown = None if found is None else _shown(task.target, found)
     entry = plan.record.get(place)
     if found is not None and not overwrite:
         if _is_done(entry, origin, shown, found, source):
-            if entry is not None:
-                plan.record[place] = entry._replace(origin=origin)  # it may lie elsewhere by now
+            if entry is not None and entry.origin != origin:  # it lies elsewhere by now
+                plan.record[place], plan.moved = entry._replace(origin=origin), True
             return None
         if entry is None:
             raise FileExistsError(f"{task.target} is there and not of this command's making")
@@ -178,24 +192,34 @@ def _task(
 
 
 @contextmanager
-def recorded(target: File, plan: Plan) -> Iterator[None]:
-    """Write the record before the work; clear away what died half written before and during it."""
+def recorded(target: File, plan: Plan, job: str | None = None) -> Iterator[None]:
+    """Write the record before the work; clear away what died half written before and during it.
+
+    A ``job`` of workers that may outlive this process is named there as long as it lasts.
+    """
     folder = target.below(FOLDER)
-    _clear(folder)
+    with reaching():
+        _clear(folder)
+        _write_record(target, plan)
+        if job is not None:
+            write(folder.below(JOB), job.encode(), folder)
+    try:
+        yield
+    finally:
+        _clear(folder, *([] if job is None else [JOB]))
+
+
+def _write_record(target: File, plan: Plan) -> None:
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(plan.record.items()))
     data = f'{{"version": {RECORD_VERSION}, "files": {{\n{lines}\n}}}}\n'.encode()
     there = target.below(RECORD)
     if not there.fs.exists(there.path) or read(there) != data:
-        write(there, data, folder)
-    try:
-        yield
-    finally:
-        _clear(folder)
+        write(there, data, target.below(FOLDER))
 
 
-def _clear(folder: File) -> None:
+def _clear(folder: File, *also: str) -> None:
     for name in files_below(folder):
-        if name.endswith(PARTIAL):
+        if name.endswith(PARTIAL) or name in also:
             folder.fs.rm_file(folder.below(name).path)
 
 
@@ -207,7 +231,16 @@ def is_done(task: Task) -> bool:
         info = fs.info(path)
     except FileNotFoundError:
         return False
-    return f"{info['size']} {changed(info)}" != task.stale
+    return _shown(task.target, info) != task.stale
+
+
+def _shown(target: File, info: Info) -> str:
+    """What tells one state of a target from another: its size and time.
+
+    In whole seconds in stores, which tell fractions in a list of objects and none when they are asked for one.
+    """
+    moment = changed(info)
+    return f"{info['size']} {int(moment) if moment is not None and target.appears_whole else moment}"
 
 
 def _is_done(entry: Entry | None, origin: Origin, shown: str | None, target: Info, source: Info) -> bool:
@@ -221,7 +254,9 @@ def _is_done(entry: Entry | None, origin: Origin, shown: str | None, target: Inf
 def _origin(source: File, info: Info, settings: Settings) -> Origin:
     # Where and by how many threads a picture is coded is nothing that anybody asks of the result.
     options = asdict(replace(settings.options, device=None, threads=None)) if settings.suffix == EXTENSION else None
-    where = os.path.realpath(source.path) if isinstance(source.fs, LocalFileSystem) else str(source)
+    where: Any = os.path.realpath(source.path)
+    if not isinstance(source.fs, LocalFileSystem):  # of which there may be several: archives, servers
+        where = [str(source), {k: v for k, v in source.fs.storage_options.items() if k in ("fo", "host", "port")}]
     return Origin(*map(_hash, (where, [source.name, version(info)], [settings.suffix, options])))
 
 

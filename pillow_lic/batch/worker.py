@@ -40,6 +40,7 @@ def convert(task: Task, settings: Settings) -> Result:
         coded, pixels, psnr = transform(data, settings)
     except UnidentifiedImageError:
         raise UnidentifiedImageError(f"cannot identify image file {str(task.source)!r}") from None
+    settings.check_job()
     write(task.target, coded, settings.scratch)
     return Result(str(task.source), str(task.target), len(data), len(coded), pixels, psnr)
 

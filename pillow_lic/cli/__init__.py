@@ -7,6 +7,7 @@ messages and progress to stderr.  Exit codes: 0 success, 1 failure, 2 usage.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 
@@ -22,6 +23,8 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may not know all the letters that files' names have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args.run(args)
     except UsageError as error:

@@ -46,14 +46,16 @@ def run(args: argparse.Namespace) -> None:
     Of folders, the whole tree is converted into the target folder. What is done and unchanged is skipped:
     call the command again to go on after an interruption, or after files were added or changed.
     """
-    from pillow_lic.batch.files import locate
+    from pillow_lic.batch.files import locate, reaching
 
     if (args.engine == "dask") != bool(args.scheduler):
         raise UsageError("--engine dask and --scheduler belong together")
     options = encoder_options(args)
     source, target = locate(args.sources[0]), locate(args.target)
-    folder = args.target.endswith("/") or target.fs.isdir(target.path)
-    if folder or len(args.sources) > 1 or source.fs.isdir(source.path):
+    with reaching():
+        folder = args.target.endswith("/") or target.fs.isdir(target.path)
+        several = folder or len(args.sources) > 1 or source.fs.isdir(source.path)
+    if several:
         _convert_folders(args, options)
     else:
         _convert_file(args, options)

@@ -25,7 +25,7 @@ from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor
 from pillow_lic.codec.decoding import decode, tile_latents
 from pillow_lic.codec.encoding import encode, header_for, split_alpha
 from pillow_lic.container import Frame, Header
-from pillow_lic.devices import WORTH_CUDA, block_dtype, choose_device, quiet
+from pillow_lic.devices import WORTH_CUDA, block_dtype, choose_device, on_threads, quiet
 from pillow_lic.inputs import check_pixels
 from pillow_lic.models.loading import Model, OneQuality, load_model, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
@@ -189,7 +189,8 @@ class _Decoding:
         if frame.alpha is not None:
             transparency = pool.submit(alpha.unpack, frame.alpha or alpha.OPAQUE, header.width, header.height)
         colours = 3 if header.mode.startswith("RGB") else 1
-        pixels = torch.empty((colours, header.height, header.width), dtype=torch.uint8, device=device)
+        with torch.inference_mode(False):  # whoever gets the tensor may change it
+            pixels = torch.empty((colours, header.height, header.width), dtype=torch.uint8, device=device)
         return cls(header, model, device, latents, transparency, pixels, len(latents))
 
     def send_to(self, batches: _Batches) -> None:
@@ -205,6 +206,7 @@ class _Decoding:
             y[0, :, tile.top : tile.bottom, tile.left : tile.right] = part
             if part.is_cuda:
                 part.record_stream(torch.cuda.current_stream(self.device))
+        self.latents.clear()
         step = header.tile // LATENT_STRIDE or max(h, w)
         quality = quality_tensor(header, self.device)
         for number, tile in enumerate(tiles):
@@ -227,7 +229,8 @@ class _Decoding:
         if self.transparency is None:
             return self.pixels
         transparency = torch.from_numpy(np.array(self.transparency.result()))[None]
-        return torch.cat([self.pixels, transparency.to(self.device)])
+        with on_threads():
+            return torch.cat([self.pixels, transparency.to(self.device)])
 
 
 def _synthesise(group: Sequence[_Region], y: Tensor, quality: Tensor) -> None:

@@ -7,6 +7,7 @@ there is a context, around the mean that it says.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ WIDEST = 256
 """Largest scale of the published codecs."""
 
 _lock = threading.RLock()
+if hasattr(os, "register_at_fork"):  # as in pillow_lic.models.loading
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Family:
 
     @property
     def has_lattice(self) -> bool:
-        """Whether the model can code points of E8: never."""
+        """Whether the model can code points of a lattice: never."""
         return False
 
     def at_quality(self, code: int) -> tuple[FamilyModel, int]:

@@ -26,6 +26,9 @@ from pillow_lic.plugin import METADATA, info_of
 
 Pixels = NDArray[np.uint8]
 
+DAMAGED = (SyntaxError, struct.error, ValueError, KeyError, OSError)
+"""What Pillow raises for EXIF data that are none."""
+
 WRITE_EXTRAS = METADATA | {"duration", "loop", "progress", "roi"}
 
 
@@ -43,7 +46,7 @@ class LicPlugin(PluginV3):
         self._frames: builtins.list[Pixels] = []
         self._times: builtins.list[float] = []
         self._options: dict[str, Any] = {}
-        self._flushed = False
+        self._flushed = self._closed = False
         self._at_exit = partial(_close, weakref.ref(self))
         if request.mode.io_mode != IOMode.read:
             wanted = request.extension or request.format_hint
@@ -90,7 +93,10 @@ class LicPlugin(PluginV3):
         if mode is not None:
             image = image.convert(mode)
         if rotate:
-            image.getexif()[ExifTags.Base.Orientation] = self._exif().get(ExifTags.Base.Orientation, 1)
+            orientation = 1
+            with suppress(*DAMAGED):
+                orientation = self._exif().get(ExifTags.Base.Orientation, 1)
+            image.getexif()[ExifTags.Base.Orientation] = orientation
             image = ImageOps.exif_transpose(image)
         return np.array(image)
 
@@ -110,6 +116,8 @@ class LicPlugin(PluginV3):
         """
         if self._reader is not None or self.request.mode.io_mode != IOMode.write:
             raise OSError("this LIC file was opened for reading")
+        if self._closed:
+            raise OSError("this LIC file was closed")
         batched = _is_batch(ndimage) if is_batch is None else is_batch or isinstance(ndimage, builtins.list)
         frames = builtins.list(map(_picture, ndimage if batched else [ndimage]))  # type: ignore[arg-type]
         if not frames:
@@ -125,6 +133,7 @@ class LicPlugin(PluginV3):
         duration = kwargs.get("duration")
         times = self._times + times_of(0 if duration is None else duration, len(frames))
         given = self._options | kwargs
+        _coding(given)
         _animation(given, times)
         if not self._frames:  # for who never closes it: when Python ends nothing can be imported any more
             import pillow_lic.codec  # noqa: F401
@@ -146,9 +155,8 @@ class LicPlugin(PluginV3):
         mask = None
         if given.get("roi") is not None:
             mask = np.asarray(mask_from(given["roi"], Image.fromarray(frames[0])))
-        known = {k: v for k, v in given.items() if k in options.OPTION_NAMES}
         with codec.reporting_to(given.get("progress")):
-            data = codec.encode(frames, options.options_from(known), metadata_from(given), animation, mask)
+            data = codec.encode(frames, _coding(given), metadata_from(given), animation, mask)
         file = self.request.get_file()
         if self._flushed:
             file.seek(0)
@@ -160,6 +168,7 @@ class LicPlugin(PluginV3):
     def close(self) -> None:
         """Write what was collected, and close the file."""
         atexit.unregister(self._at_exit)
+        self._closed = True
         try:
             if not self._flushed:
                 self._flush()
@@ -192,7 +201,7 @@ class LicPlugin(PluginV3):
             self._check_index(index)
         header = self._opened().header
         tags: dict[str, Any] = {}
-        with suppress(SyntaxError, struct.error, ValueError, KeyError, OSError):  # tags that are damaged
+        with suppress(*DAMAGED):
             tags = {ExifTags.TAGS[tag]: value for tag, value in self._exif().items() if tag in ExifTags.TAGS}
         if exclude_applied:
             tags.pop("Orientation", None)
@@ -241,6 +250,11 @@ class LicPlugin(PluginV3):
 def _animation(given: dict[str, Any], times: builtins.list[float]) -> container.Animation:
     """How to show frames; ``TypeError`` or ``ValueError`` for a loop that no file has."""
     return container.Animation(given.get("loop") or 0, whole_times(times))
+
+
+def _coding(given: dict[str, Any]) -> options.EncoderOptions:
+    """The options of the coding among all, those of several calls together."""
+    return options.options_from({k: v for k, v in given.items() if k in options.OPTION_NAMES})
 
 
 def _close(writer: weakref.ref[LicPlugin]) -> None:

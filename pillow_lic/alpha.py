@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from pillow_lic.pixels import Pixels
 
@@ -40,7 +41,8 @@ def unpack(data: bytes, width: int, height: int) -> Pixels:
     if data[:1] != bytes((_PNG,)):
         raise OSError("damaged LIC file: transparency coded in an unknown way")
     try:
-        with Image.open(BytesIO(data[1:]), formats=["PNG"]) as image:
+        # Not Image.open, which would warn of large pictures once more: this one's size is known, and compared.
+        with PngImageFile(BytesIO(data[1:])) as image:
             if image.size != (width, height) or image.mode not in ("1", "L"):
                 raise OSError(f"another size or mode: {image.width}x{image.height}, {image.mode}")
             return np.asarray(image.convert("L"))

@@ -262,6 +262,7 @@ class Reader:
         self._fp = fp
         self.lenient = lenient
         self.animation: Animation | None = None
+        self._left_out: OSError | None = None
         self._places: list[int] = []
         if fp.read(len(SIGNATURE)) != SIGNATURE:
             raise SyntaxError("not a LIC file")
@@ -292,21 +293,21 @@ class Reader:
             if kind == ANIMATION and self.animation is None and length <= 5 * (self.header.frames + 1):
                 self.animation = Animation.unpack(self._payload(kind, length), self.header.frames)
                 continue
-            if kind == MODEL and length <= MAX_NAME:
-                name = self._payload(kind, length).decode(errors="replace")
-                self.header = replace(self.header, model_name="".join(c if c.isprintable() else "?" for c in name))
-                continue
-            if kind not in names:
-                self._skip_unknown(kind, length)
-                continue
-            if length > MAX_METADATA + 1 or names[kind] in found:
+            if kind in names and (length > MAX_METADATA + 1 or names[kind] in found):
                 raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
             try:
-                found[names[kind]] = _grow(self._payload(kind, length))
+                if kind == MODEL and length <= MAX_NAME:
+                    name = self._payload(kind, length).decode(errors="replace")
+                    self.header = replace(self.header, model_name="".join(c if c.isprintable() else "?" for c in name))
+                elif kind in names:
+                    found[names[kind]] = _grow(self._payload(kind, length))
+                else:
+                    self._skip_unknown(kind, length)
             except OSError as error:
-                if not self.lenient:
+                if not self.lenient or kind[:1].isupper():
                     raise
-                warnings.warn(f"{error}; {names[kind]} is left out", stacklevel=2)
+                self._left_out = error
+                warnings.warn(f"{error}; {names.get(kind, 'it')} is left out", stacklevel=2)
 
     def frames(self) -> Iterator[Frame]:
         """Each frame, its chunks checked against their checksums."""
@@ -360,6 +361,8 @@ class Reader:
     def verify(self) -> None:
         """Compare every checksum without decoding; ``OSError`` if one is wrong."""
         self.lenient = False
+        if self._left_out is not None:
+            raise self._left_out
         for _ in self.frames():
             pass
 

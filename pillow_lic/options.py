@@ -206,9 +206,12 @@ def _with_defaults(given: dict[str, Any]) -> EncoderOptions:
     """Options, and the defaults where they say nothing: what they say of the model replaces whatever the defaults say
     of it, and so with what decides the size.
     """
-    for group, replaced in ((("model", "tune"),) * 2, (("quality", *TARGETS), TARGETS)):
-        if any(given.get(name) is not None for name in group):
-            given = dict.fromkeys(replaced) | given
+    if given.get("model") is not None and defaults.tune != "ssim":  # which goes with any model
+        given = {"tune": None} | given
+    if given.get("tune") not in (None, "ssim"):
+        given = {"model": None} | given
+    if any(given.get(name) is not None for name in ("quality", *TARGETS)):
+        given = dict.fromkeys(TARGETS) | given
     return replace(defaults, **given)
 
 

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile
 from PIL._util import DeferredError
 
-from pillow_lic import inputs
+from pillow_lic import atomic, inputs
 from pillow_lic.signature import accept
 
 if TYPE_CHECKING:
@@ -133,6 +133,8 @@ class LicImageFile(ImageFile.ImageFile):
                 self.load()
         finally:
             self._shown, self._scale = 1, before  # other frames are not drafts
+            if (reader := self._reader) is not None and self._loaded != self._frame:
+                self._size = self._drafted(reader.header)  # nothing was decoded after all
 
     def crop(self, box: tuple[float, float, float, float] | None = None) -> Image.Image:
         """A part of the image; before the pixels are loaded, only the tiles it needs are decoded.
@@ -141,9 +143,9 @@ class LicImageFile(ImageFile.ImageFile):
         """
         if box is not None:
             left, top, right, bottom = (round(n) for n in box)
-            if self._holds(left, top, right, bottom) and self._leaves_out((left, top, right, bottom)):
-                assert self._reader is not None
-                header, side = self._reader.header, self._reader.header.tile
+            reader = self._reader  # which load() takes away, maybe in another thread
+            if reader and self._holds(left, top, right, bottom) and self._leaves_out((left, top, right, bottom)):
+                header, side = reader.header, reader.header.tile
                 if self._cropped <= header.tiles:
                     # With their neighbours, whose latents reach into them.
                     self._cropped += (right // side - left // side + 3) * (bottom // side - top // side + 3)
@@ -152,9 +154,10 @@ class LicImageFile(ImageFile.ImageFile):
 
     def _leaves_out(self, box: tuple[int, int, int, int]) -> bool:
         """Whether a box of the current frame can be decoded without some of its tiles, none of which is yet."""
-        if self._reader is None or self._loaded == self._frame or self._scale != 1 or not self._reader.header.tile:
+        reader = self._reader
+        if reader is None or self._loaded == self._frame or self._scale != 1 or not reader.header.tile:
             return False
-        header, side = self._reader.header, self._reader.header.tile
+        header, side = reader.header, reader.header.tile
         left, top, right, bottom = box
         reach = [-(-end // side) * side for end in (right, bottom)]
         return left >= side or top >= side or reach[0] < header.width or reach[1] < header.height
@@ -195,10 +198,11 @@ class LicImageFile(ImageFile.ImageFile):
             reader.header, frame, self.device, scale=self._scale, shown=self._shown, threads=self.threads
         )
         # Pillow's own raw decoder fills the image, the way its WebP and AVIF plugins do it.
-        if self._exclusive_fp and source is self.fp:
+        if source is self.fp:
             if self.is_animated:
                 self._fp = reader.hold()  # the other frames, whatever becomes of the file
-            source.close()
+            if self._exclusive_fp:
+                source.close()
         self._size, self._mode = (pixels.shape[1], pixels.shape[0]), reader.header.mode
         self._im = None
         self.fp = BytesIO(pixels.tobytes())
@@ -220,14 +224,15 @@ class LicImageFile(ImageFile.ImageFile):
     ) -> None:
         """As ``Image.save`` does, but a .lic file is written over only once the new one is made.
 
-        So a save that fails leaves it as it was, and the file may be the one that this image is read from.
+        It then takes the old one's place at once, so that a save that fails leaves that as it was, and the file may
+        be the one that this image is read from.
         """
         if isinstance(fp, (str, bytes, os.PathLike)) and is_lic(os.fspath(fp), format):
             path, coded = Path(os.fsdecode(fp)), BytesIO()
             if not path.parent.is_dir():  # before hours of search
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             super().save(coded, FORMAT, **params)
-            path.write_bytes(coded.getvalue())
+            atomic.write(str(path), coded.getvalue())
         else:
             super().save(fp, format, **params)
 
@@ -277,7 +282,11 @@ def open(
     image = Image.open(fp, formats=[FORMAT])
     assert isinstance(image, LicImageFile)
     image.device, image.threads = device, threads
-    image.draft(None, size)
+    try:
+        image.draft(None, size)
+    except BaseException:
+        image.close()
+        raise
     return image
 
 

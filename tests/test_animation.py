@@ -9,7 +9,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 from conftest import coded, pixels_of
-from PIL import Image, ImageSequence
+from PIL import Image, ImageFile, ImageSequence
 
 import pillow_lic
 from pillow_lic import container
@@ -87,6 +87,21 @@ def test_a_loaded_file_is_closed_and_goes_on(film: bytes, tmp_path: Path) -> Non
         assert image.getpixel((0, 0)) is not None
         del image
         gc.collect()
+
+
+def test_a_film_goes_on_when_its_file_object_is_closed(film: bytes) -> None:
+    source = BytesIO(film)
+    image = Image.open(source)
+    image.load()
+    assert not source.closed  # it is the caller's
+    source.close()
+    image.seek(2)
+    assert image.getpixel((0, 0)) is not None
+    parser = ImageFile.Parser()
+    parser.feed(film)
+    parsed = parser.close()
+    parsed.seek(1)
+    assert parsed.getpixel((0, 0)) is not None
 
 
 def test_durations_of_the_images_themselves(frames: list[Image.Image], tmp_path: Path) -> None:

@@ -138,6 +138,22 @@ def test_frames_that_do_not_fit_leave_the_file_as_it_was(array: np.ndarray, tmp_
     assert path.read_bytes() == before
 
 
+def test_a_closed_writer_takes_nothing(array: np.ndarray, tmp_path: Path) -> None:
+    with iio.imopen(tmp_path / "x.lic", "w", plugin="LIC") as file:
+        file.write(array)
+    with pytest.raises(OSError, match="closed"):
+        file.write(array)
+
+
+def test_options_that_do_not_go_together_are_told_at_once(array: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "x.lic"
+    with iio.imopen(path, "w", plugin="LIC") as file:
+        file.write(array, target_size=5000)
+        with pytest.raises(ValueError, match="one of"):
+            file.write(array, target_bpp=0.5)
+    assert path.stat().st_size <= 5000
+
+
 def _write_each(path: Path, frames: list[np.ndarray]) -> None:
     with iio.imopen(path, "w", plugin="LIC") as file:
         for frame in frames:
@@ -173,6 +189,7 @@ def test_exif_tags_and_old_names(array: np.ndarray) -> None:
         assert iio.imread(data, extension=".lic", pilmode="L", writeable_output=False).shape == array.shape[:2]
     broken = iio.imwrite("<bytes>", array, extension=".lic", exif=b"no exif")
     assert iio.immeta(broken, extension=".lic")["exif"] == b"no exif"
+    assert iio.imread(broken, extension=".lic", rotate=True).shape == array.shape
     xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
     turned = iio.imwrite("<bytes>", array, extension=".lic", xmp=xmp)
     assert iio.imread(turned, plugin="LIC", rotate=True).shape == (array.shape[1], array.shape[0], 3)

@@ -118,6 +118,14 @@ def test_a_call_overrules_defaults_that_speak_of_the_same(monkeypatch: pytest.Mo
     assert options_from({"target_psnr": 30}).target == ("target_psnr", 30)
 
 
+def test_a_way_of_searching_goes_with_any_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "defaults", EncoderOptions(model="mine"))
+    assert options.options_from({"tune": "ssim"}).model_name == "mine"
+    assert options.options_from({"tune": "ms-ssim"}).model_name == "ms-ssim"
+    monkeypatch.setattr(options, "defaults", EncoderOptions(tune="ssim"))
+    assert options.options_from({"model": "mine"}).tune == "ssim"
+
+
 def test_a_quality_replaces_a_default_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "defaults", EncoderOptions())
     pillow_lic.set_defaults(target_size=500)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import os
 import pickle
 import subprocess
 import sys
@@ -242,6 +244,22 @@ def test_decompression_bombs(photo: Image.Image, monkeypatch: pytest.MonkeyPatch
         Image.open(BytesIO(data))
 
 
+def test_one_warning_of_a_large_picture(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = photo.copy()
+    seen.putalpha(photo.convert("L"))
+    data = coded(seen)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", photo.width * photo.height - 1)
+    with pytest.warns(Image.DecompressionBombWarning):
+        image = Image.open(BytesIO(data))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image.load()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    image = Image.open(BytesIO(data))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    image.load()
+
+
 def test_incremental_parser(photo: Image.Image) -> None:
     data = coded(photo)
     parser = ImageFile.Parser()
@@ -317,6 +335,62 @@ def test_a_failed_save_of_an_opened_image_leaves_what_was_there(
         image.save(tmp_path / "d.jpg", format="LIC")
     with Image.open(tmp_path / "d.jpg") as image:
         assert image.format == "LIC"
+
+
+def test_a_disk_that_is_full_costs_no_file(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lic"
+    photo.save(path)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with Image.open(path) as image, pytest.raises(OSError, match="No space"):
+        image.save(path, quality=2)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.lic"]
+
+
+def test_a_thumbnail_that_fails_changes_nothing(photo: Image.Image) -> None:
+    with Image.open(BytesIO(coded(photo))) as image:
+        with pytest.raises(ValueError, match="resampling"):
+            image.thumbnail((40, 40), resample=99)  # type: ignore[arg-type]
+        assert image.size == photo.size
+        image.thumbnail((64, 64))
+        assert max(image.size) == 64
+
+
+def test_options_of_open_that_fail_leave_no_open_file(photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "a.lic")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(TypeError):
+            pillow_lic.open(tmp_path / "a.lic", size=640)  # type: ignore[arg-type]
+        gc.collect()
+
+
+def test_crops_while_another_thread_loads(photo: Image.Image) -> None:
+    data = coded(photo, tile=128)
+    errors: list[BaseException] = []
+
+    def patches(image: LicImageFile) -> None:
+        try:
+            for left in range(0, 300, 7):
+                assert image.crop((left, 9, left + 20, 40)).size == (20, 31)
+        except BaseException as error:
+            errors.append(error)
+
+    for _ in range(3):
+        with Image.open(BytesIO(data)) as image:
+            assert isinstance(image, LicImageFile)
+            threads = [threading.Thread(target=patches, args=(image,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            image.load()
+            for thread in threads:
+                thread.join()
+    assert not errors
 
 
 def test_no_warning_and_no_leaked_file(photo: Image.Image, tmp_path: Path) -> None:

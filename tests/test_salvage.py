@@ -159,6 +159,17 @@ def test_metadata_that_are_damaged_are_left_out_with_a_warning(small: Image.Imag
     image.load()
 
 
+@pytest.mark.parametrize("exif", [{}, {"exif": b"Exif\0\0II*\0"}])
+def test_verify_tells_what_opening_left_out(small: Image.Image, exif: dict[str, bytes]) -> None:
+    data = bytearray(coded(small, model=MODEL, **exif))
+    kind = b"exif" if exif else b"modl"
+    data[data.index(kind) + 6] ^= 1
+    with pytest.warns(UserWarning, match=f"wrong checksum of the {kind.decode()} chunk"):
+        image = Image.open(BytesIO(data))
+    with pytest.raises(OSError, match=f"wrong checksum of the {kind.decode()} chunk"):
+        image.verify()
+
+
 @pytest.mark.parametrize("damage", [lambda d: d[:60], lambda d: d[:20] + b"x" + d[21:], lambda d: d[:-30]])
 def test_what_leaves_nothing_is_an_error(small: Image.Image, damage: Callable[[bytes], bytes]) -> None:
     with pytest.raises(OSError, match=r"truncated|damaged"):

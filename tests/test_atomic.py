@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pillow_lic import atomic
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_what_fails_while_it_is_written_leaves_what_was_there(
+    existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.lic"
+    if existing:
+        path.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic.write(str(path), b"new")
+    assert [p.name for p in tmp_path.iterdir()] == (["a.lic"] if existing else [])
+    assert not existing or path.read_bytes() == b"old"
+
+
+def test_modes_and_links_stay(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.lic", tmp_path / "link.lic"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    atomic.write(str(link), b"new")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are files only here")
+def test_a_pipe_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.lic"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    atomic.write(str(path), b"new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    assert path.is_fifo()
+
+
+def test_what_must_not_be_changed_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lic"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "access", lambda name, mode: Path(name) != path)
+    with pytest.raises(PermissionError):
+        atomic.write(str(path), b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_nothing_new_can_be_made_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lic"
+    path.write_bytes(b"old")
+    make = atomic._fill
+
+    def refused(name: str, data: bytes, *, durable: bool = False) -> None:
+        if name.endswith(atomic.PARTIAL):
+            raise PermissionError(13, "Permission denied")
+        make(name, data)
+
+    monkeypatch.setattr(atomic, "_fill", refused)
+    monkeypatch.setattr(os, "access", lambda name, mode: Path(name) == path)
+    atomic.write(str(path), b"new")
+    assert path.read_bytes() == b"new"

@@ -53,21 +53,24 @@ def test_layers_equal_python_integers(
     bias = np.broadcast_to(rng.integers(-9999, 9999, 9), (8, 9)).astype(np.int64)
     shifts = np.full(9, shift, np.int64)
     layer = made(weight, bias, shifts, limit)
-    assert (layer._bytes is not None) == native
+    assert isinstance(layer._many, layers._Bytes) == native
     expected = in_python(weight, bias[0], shifts, x)
-    for kind in (torch.int64, torch.float64):
-        assert layer(torch.from_numpy(x).to(kind), 700).tolist() == expected
     limited = [[max(-limit, min(limit, v)) for v in row] for row in expected]
-    assert layer.activated(torch.from_numpy(x), 700).tolist() == [[max(v, v >> 3) for v in row] for row in limited]
+    for times in (1, 5):  # few columns and many
+        columns = torch.from_numpy(np.tile(x, times))
+        for kind in (torch.int64, torch.float64):
+            assert layer(columns.to(kind), 700).tolist() == [times * row for row in expected]
+        wanted = [times * [max(v, v >> 3) for v in row] for row in limited]
+        assert layer.activated(columns, 700).tolist() == wanted
 
 
 @NATIVE
 def test_sums_that_bytes_cannot_hold_are_left_to_floating_point() -> None:
     weight, shift = np.full((1, 4000), 16000), np.array([12])
     bias = np.zeros((8, 1), np.int64)
-    assert made(weight, bias, shift, 32767)._bytes is None
-    assert made(weight[:, :400], bias, shift, 32767)._bytes is not None
-    assert made(weight[:, :400], bias, shift - 5, 32767)._bytes is None
+    assert isinstance(made(weight, bias, shift, 32767)._many, layers._Floats)
+    assert isinstance(made(weight[:, :400], bias, shift, 32767)._many, layers._Bytes)
+    assert isinstance(made(weight[:, :400], bias, shift - 5, 32767)._many, layers._Floats)
 
 
 def test_a_library_that_saturates_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

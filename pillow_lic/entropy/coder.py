@@ -42,13 +42,13 @@ class SymbolEncoder:
             raise ValueError(f"a latent is larger than {LIMIT} steps; use a lower quality")
         order, groups = _group(indices, tables.skip)
         ordered = symbols[order].astype(np.int32)
-        reach = _reach_of(groups, tables)
+        reach = tables.reach.take(indices.take(order))
         outside = np.flatnonzero(np.abs(ordered) > reach)
         coded = ordered + reach
         coded[outside] = 2 * reach[outside] + 1
         at = 0
-        for table, count in groups:
-            self._coder.encode(coded[at : at + count], tables.model(table))
+        for (_, count), model in zip(groups, tables.models([table for table, _ in groups]), strict=True):
+            self._coder.encode(coded[at : at + count], model)
             at += count
         if outside.size:
             beyond = ordered[outside]
@@ -108,17 +108,16 @@ class SymbolDecoder:
 
     def _decode(self, indices: Indices, tables: Tables) -> Symbols:
         order, groups = _group(indices, tables.skip)
-        ordered = np.empty(order.size, np.int32)
-        at = 0
-        for table, count in groups:
-            ordered[at : at + count] = self._coder.decode(tables.model(table), count)
-            at += count
-        reach = _reach_of(groups, tables)
+        symbols = np.zeros(indices.size, np.int16)
+        if not groups:
+            return symbols
+        decode, models = self._coder.decode, tables.models([table for table, _ in groups])
+        ordered = np.concatenate([decode(model, count) for model, (_, count) in zip(models, groups, strict=True)])
+        reach = tables.reach.take(indices.take(order))
         ordered -= reach
         escaped = np.flatnonzero(ordered > reach)
         if escaped.size:
             ordered[escaped] = self._decode_tail(reach[escaped].astype(np.intp) + 1)
-        symbols = np.zeros(indices.size, np.int16)
         symbols[order] = ordered
         return symbols
 
@@ -157,9 +156,3 @@ def _group(indices: Indices, skip: int) -> tuple[NDArray[np.int_], list[tuple[in
     order = order[int(counts[:skip].sum()) :]
     groups = [(table, int(counts[table])) for table in np.flatnonzero(counts).tolist() if table >= skip]
     return order, groups
-
-
-def _reach_of(groups: list[tuple[int, int]], tables: Tables) -> NDArray[np.int32]:
-    """The reach of each coded symbol's table, in coding order."""
-    reach = np.array([tables.reach[table] for table, _ in groups], np.int32)
-    return np.repeat(reach, [count for _, count in groups])

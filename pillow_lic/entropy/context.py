@@ -26,7 +26,6 @@ from pillow_lic.entropy.units import (
     SHIFT_BITS,
     ExactUnit,
     Ladder,
-    by_position,
     padded,
     rounded,
 )
@@ -223,16 +222,16 @@ class ExactContext:
         if given.lattice is not None:
             half = self._channels(torch.from_numpy(given.lattice.half).to(self.device).flatten(1)).int()
             half *= flat >= given.skip
-        known = None
         if given.known is not None:
             known = self._channels(torch.from_numpy(given.known).to(self.device, torch.int32).flatten(1))
             before = None if half is None else half * (flat >= given.limit)
             ratio[:, margin:-margin, margin:-margin] = self._ratio(known, flat, before).reshape(-1, h, w)
+        places = padded(torch.arange(h * w, device=self.device), *tile)
         unseen: list[Part] = []
         for step in self._steps(h, w, steps, given.tiles):
-            for part in unseen:  # what comes last of all stays so
-                self._place(ratio, part, tile, known)
-            parts = []
+            if unseen:  # what comes last of all stays so
+                self._place(grid, unseen)
+            parts, said = [], []
             for unit, at in step:
                 own = flat[unit.first : unit.last]
                 if len(at) < h * w:
@@ -242,43 +241,54 @@ class ExactContext:
                     kept = _places(some)  # positions where nothing is coded ask for no network
                     at, own, coded = at[kept], _columns(own, kept), _columns(coded, kept)
                 part = Part(unit, at, own, _places(coded.flatten()), h * w, self.order[unit.first : unit.last])
+                part.place = places.index_select(0, at)
                 if half is not None:
                     part.half = half[unit.first : unit.last]
                     part.half = part.half if len(at) == h * w else _columns(part.half, at)
-                if unit in self.networks:
-                    self._refine(part, *self.networks[unit](ratio, hidden, at, tile, given.quality_code))
-                else:
-                    index = own.flatten().index_select(0, part.places).int()
-                    self._choose(part, index, torch.zeros(index.shape, dtype=torch.float32, device=self.device))
                 parts.append(part)
+                if unit in self.networks:
+                    said.append((part, *self.networks[unit](ratio, hidden, at, part.place, given.quality_code)))
+                else:
+                    none = torch.zeros(part.coded.size, dtype=torch.float32, device=self.device)
+                    self._choose([part], part.coded_index, none)
+            if said:
+                self._refine(*zip(*said, strict=True))
             yield parts
             unseen = parts if self.networks else []
 
-    def _refine(self, part: Part, shift: Tensor, change: Tensor) -> None:
-        """Tables and shifts of a unit's latents; all sums and products of integers below 2**24."""
-        parts = (part.index.flatten().int(), shift.flatten(), change.flatten())
-        old, shift, change = (x.index_select(0, part.places) for x in parts)
+    def _refine(self, parts: Sequence[Part], shifts: Sequence[Tensor], changes: Sequence[Tensor]) -> None:
+        """Tables and shifts of some units' latents; all sums and products of integers below 2**24."""
+        old = _joined([part.coded_index for part in parts])
+        shift, change = (_coded(parts, x) for x in (shifts, changes))
         scale = self.ladder.scale.index_select(0, old)
         offset = torch.floor(shift * scale * 2.0**-SHIFT_BITS + 0.5)
         refined = (old + torch.floor(change * 2.0**-SHIFT_BITS + 0.5)).clamp_(0, self.scales - 1).int()
         grain, inverse = (t.index_select(0, refined) for t in self._by_scale[:2])
-        self._choose(part, refined, torch.floor((offset + torch.floor(grain * 0.5)) * inverse) * grain)
+        self._choose(parts, refined, torch.floor((offset + torch.floor(grain * 0.5)) * inverse) * grain)
 
-    def _choose(self, part: Part, refined: Tensor, offset: Tensor) -> None:
+    def _choose(self, parts: Sequence[Part], refined: Tensor, offset: Tensor) -> None:
         """Tables and whole steps from refined scale indices and shifts in 64ths, multiples of the grain."""
-        part.scale, part.offset = refined, offset
-        if part.half is not None:
-            offset = offset - HALF * part.half.flatten().index_select(0, part.places)
-        chosen = [x.to(torch.int16).cpu().numpy() for x in self.rows(refined, offset)]
-        part.table, part.whole, part.mirrored = chosen[0].astype(np.uint16), chosen[1], chosen[2] < 0
+        halves = [part.half for part in parts if part.half is not None]
+        shown = offset - HALF * _coded(parts, halves) if halves else offset
+        table, whole, fraction = (x.to(torch.int16).cpu().numpy() for x in self.rows(refined, shown))
+        first = 0
+        for part in parts:
+            own = slice(first, first + part.coded.size)
+            part.scale, part.offset = refined[own], offset[own]
+            part.table, part.whole, part.mirrored = table[own].astype(np.uint16), whole[own], fraction[own] < 0
+            first = own.stop
 
-    def _place(self, ratio: Tensor, part: Part, tile: tuple[int, int], known: Tensor | None) -> None:
-        """Make a part's symbols known to the next ones, in units of their scales."""
-        q = part.block().to(self.device)
-        if known is not None:
-            q += known[part.unit.first : part.unit.last].index_select(1, part.at)
-        r = self._ratio(q, part.index, part.half)
-        by_position(ratio)[:, part.unit.first : part.unit.last].index_copy_(0, padded(part.at, *tile), r.t())
+    def _place(self, grid: Tensor, parts: Sequence[Part]) -> None:
+        """Make the symbols of some parts known to the next ones, in units of their scales."""
+        channels = torch.arange(self.latents, device=self.device)[:, None]
+        places = [part.place * self.latents + channels[part.unit.first : part.unit.last] for part in parts]
+        halves = [part.half for part in parts if part.half is not None]
+        r = self._ratio(
+            torch.from_numpy(_all(parts, "symbols")).to(self.device),
+            _joined([part.coded_index for part in parts]),
+            _coded(parts, halves) if halves else None,
+        )
+        grid.view(-1).index_copy_(0, _coded(parts, places), r)
 
     def _ratio(self, q: Tensor, index: Tensor, half: Tensor | None) -> Tensor:
         """Symbols, int32, in units of their scales."""
@@ -344,7 +354,8 @@ class Part:
     coded latents lie among ``channels`` and positions, and what follows is of the coded ones only.  A
     negative fraction of a step (``mirrored``) is coded with the table of the positive one.  ``half``
     (channels, P) is 1 where the latent lies half a step above its symbol.  ``scale`` and ``offset`` are
-    what the network says: a scale index, and a shift in 64ths of a step.
+    what the network says: a scale index, and a shift in 64ths of a step.  ``place`` (P,) says where the
+    positions lie in the grid that networks see.
     """
 
     unit: Unit
@@ -361,7 +372,7 @@ class Part:
 
     def __post_init__(self) -> None:
         self.coded: NDArray[np.intp] = self.places.cpu().numpy()
-        self.scale = self.offset = torch.zeros(0)
+        self.scale = self.offset = self.place = torch.zeros(0)
 
     @cached_property
     def target(self) -> NDArray[np.intp]:
@@ -376,11 +387,10 @@ class Part:
         relative = self.symbols - self.whole
         return np.where(self.mirrored, -relative, relative)
 
-    def block(self) -> Tensor:
-        """All symbols, (channels, P) int32 on the CPU: zero where none is coded."""
-        block = np.zeros(self.index.shape, np.int32)
-        block.reshape(-1)[self.coded] = self.symbols
-        return torch.from_numpy(block)
+    @cached_property
+    def coded_index(self) -> Tensor:
+        """Scale indices of the coded latents, int32."""
+        return self.index.flatten().index_select(0, self.places).int()
 
 
 class _Streams:
@@ -446,6 +456,15 @@ def _columns(x: Tensor, at: Tensor) -> Tensor:
 def _places(mask: Tensor) -> Tensor:
     """Where a mask (n,) is true."""
     return torch.from_numpy(np.flatnonzero(mask.numpy())) if mask.device.type == "cpu" else mask.nonzero()[:, 0]
+
+
+def _coded(parts: Sequence[Part], values: Sequence[Tensor]) -> Tensor:
+    """What is said of the coded latents of some parts, one part after the other."""
+    return _joined([x.flatten().index_select(0, part.places) for part, x in zip(parts, values, strict=True)])
+
+
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.cat(list(values))
 
 
 def _at(parities: Tensor, parity: int | None) -> Tensor:

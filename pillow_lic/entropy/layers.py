@@ -29,6 +29,10 @@ def interpolate(table: NDArray[np.int64], quality_code: int) -> NDArray[np.int64
     return out
 
 
+FEW = 64
+"""Columns up to which products of numbers of eight bits are made in float32, also where bytes work."""
+
+
 @cache
 def bytes_work() -> bool:
     """Whether this CPU multiplies bytes natively and this torch gets even the largest sums right.
@@ -61,24 +65,20 @@ class IntegerLayer:
     def __init__(
         self, weight: Tensor, bias: NDArray[np.int64], shift: NDArray[np.int64], limit: int, dtype: torch.dtype
     ) -> None:
-        self._bias, self._shift, self._limit, self._dtype = bias, shift, limit, dtype
-        self._device = weight.device
-        self._bytes = _Bytes.of(weight, bias, shift, limit) if weight.device.type == "cpu" and bytes_work() else None
-        self._scaled = weight.new_empty(0)
-        if self._bytes is None:
-            # Dividing by powers of two is exact, and so are products and sums of what is divided.
-            scale = torch.from_numpy(np.ldexp(1.0, -shift)).to(weight.device, dtype)
-            self._scaled = weight.to(dtype) * scale[:, None]
-        self._start: tuple[int, tuple[Tensor, ...]] = (-1, ())
+        self._bias, self._limit = bias, limit
+        made = _Bytes.of(weight, bias, shift, limit) if weight.device.type == "cpu" and bytes_work() else None
+        self._many: _Bytes | _Floats = made or _Floats(weight, shift, dtype)
+        # Of a few columns float32 makes the sums in one step instead of ten.
+        self._few = _Floats(weight, shift, dtype) if made and dtype == torch.float32 else self._many
 
     def taken(self, x: Tensor) -> Tensor:
-        """x in the type that products are made in."""
-        return x.to(self._dtype if self._bytes is None else torch.int16)
+        """x in the type that products of many columns are made in."""
+        return x.to(self._many.dtype)
 
     def __call__(self, x: Tensor, quality_code: int, *, by_row: bool = False) -> Tensor:
         """(in, P) -> (out, P), in memory as ``x`` is, row by row or column by column, or always ``by_row``."""
         sums = self._sums(x, quality_code, by_row)
-        return sums.floor_() if self._bytes is None else sums
+        return sums.floor_() if sums.is_floating_point() else sums
 
     def activated(self, x: Tensor, quality_code: int) -> Tensor:
         """The same, limited and through the leaky ReLU with slope 1/8, rounded down."""
@@ -87,34 +87,47 @@ class IntegerLayer:
     def activate(self, sums: Tensor) -> Tensor:
         """The activation, in place; rounding down once at the end does what doing so after each step does."""
         sums = sums.clamp_(-self._limit, self._limit)
-        if self._bytes is None:
+        if sums.is_floating_point():
             return torch.nn.functional.leaky_relu_(sums, 0.125).floor_()
         return torch.maximum(sums, sums >> 3, out=sums)
 
     def _sums(self, x: Tensor, quality_code: int, by_row: bool = False) -> Tensor:
-        code, start = self._start
+        product = self._few if x.shape[1] <= FEW else self._many
+        code, start = product.started
         if code != quality_code:  # one assignment, so that threads see either pair
-            start = self._start_at(quality_code)
-            self._start = (quality_code, start)
+            start = product.start(interpolate(self._bias, quality_code))
+            product.started = (quality_code, start)
         if start[0].is_cuda:  # another thread may replace it while this one's stream still reads it
             start[0].record_stream(torch.cuda.current_stream(start[0].device))
-        if self._bytes is not None:
-            return self._bytes(self.taken(x), by_row, *start)
-        return torch.addmm(start[0], self._scaled, self.taken(x))
+        return product(x.to(product.dtype), by_row, *start)
 
-    def _start_at(self, quality_code: int) -> tuple[Tensor, ...]:
-        bias = interpolate(self._bias, quality_code)
-        if self._bytes is not None:
-            return self._bytes.start(bias)
-        return (
-            torch.from_numpy(np.ldexp(bias.astype(np.float64), -self._shift)).to(self._device, self._dtype)[:, None],
-        )
+
+class _Floats:
+    """Products in floating point of weights that are divided by 2**shift, which is exact, and so are their sums."""
+
+    def __init__(self, weight: Tensor, shift: NDArray[np.int64], dtype: torch.dtype) -> None:
+        self.dtype, self._shift = dtype, shift
+        self._scaled = weight.to(dtype) * self._on_device(np.ldexp(1.0, -shift), weight.device)
+        self.started: tuple[int, tuple[Tensor, ...]] = (-1, ())
+
+    def _on_device(self, column: NDArray[np.float64], device: torch.device) -> Tensor:
+        return torch.from_numpy(column).to(device, self.dtype)[:, None]
+
+    def start(self, bias: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """What sums start at."""
+        return (self._on_device(np.ldexp(bias.astype(np.float64), -self._shift), self._scaled.device),)
+
+    def __call__(self, x: Tensor, by_row: bool, *start: Tensor) -> Tensor:
+        """(in, P) -> (out, P), not rounded down yet."""
+        return torch.addmm(start[0], self._scaled, x)
 
 
 class _Bytes:
     """Products by bytes of a layer's weights: one byte each, or two."""
 
     def __init__(self, low: Tensor, high: Tensor | None, offset: NDArray[np.int64], shift: NDArray[np.int64]) -> None:
+        self.dtype = torch.int16
+        self.started: tuple[int, tuple[Tensor, ...]] = (-1, ())
         self._rows = len(low)
         self._wide = high is not None
         self._weight = low if high is None else torch.cat([low, high])

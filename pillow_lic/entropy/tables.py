@@ -35,7 +35,7 @@ class Tables:
                 raise ValueError("a probability table has a frequency below 1 or does not sum to 2**24")
         self.skip = skip
         self.frequencies = list(frequencies)
-        self.reach = [table.size // 2 - 1 for table in frequencies]
+        self.reach: NDArray[np.int32] = np.array([table.size // 2 - 1 for table in frequencies], np.int32)
         self._with_parities: Tables | None = None
         self._models: list[Any] = [None] * len(self.frequencies)
 
@@ -67,14 +67,15 @@ class Tables:
             self._with_parities = Tables([*self.frequencies, *split])
         return self._with_parities
 
-    def model(self, table: int) -> Any:
-        """The range coder's model of a table."""
-        if self._models[table] is None:
-            # constriction adds one to every weight of a Categorical and scales the rest to fill
-            # 2**24; weights that fill it already stay the integers they are (tested against an
-            # independent range decoder).
-            weights = (self.frequencies[table] - 1).astype(np.float32)
-            self._models[table] = constriction.stream.model.Categorical(weights, perfect=False)
+    def models(self, wanted: Sequence[int]) -> list[Any]:
+        """The range coder's models of some tables."""
+        return [self._models[table] or self._model(table) for table in wanted]
+
+    def _model(self, table: int) -> Any:
+        # constriction adds one to every weight of a Categorical and scales the rest to fill 2**24; weights that fill
+        # it already stay the integers they are (tested against an independent range decoder).
+        weights = (self.frequencies[table] - 1).astype(np.float32)
+        self._models[table] = constriction.stream.model.Categorical(weights, perfect=False)
         return self._models[table]
 
     def bits(self, symbols: NDArray[np.integer], indices: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
@@ -88,7 +89,7 @@ class Tables:
 
     def bits_of(self, symbols: NDArray[np.integer], table: int) -> NDArray[np.float64]:
         """Ideal code length of symbols that all use one table."""
-        values, reach = symbols.astype(np.int64), self.reach[table]
+        values, reach = symbols.astype(np.int64), int(self.reach[table])
         escaped = np.abs(values) > reach
         position = np.where(escaped, 2 * reach + 1, values + reach)
         cost = PRECISION - np.log2(self.frequencies[table][position])

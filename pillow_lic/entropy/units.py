@@ -106,6 +106,7 @@ class ExactUnit:
         # In fraction bits of activations, as exact as the integers.
         self.windows = torch.stack(windows).to(device) * 2.0**-bits
         self.taps = torch.tensor(sorted({t for taps in view.taps for t in taps}), device=device)
+        self._by_tap = self.windows[:, :, self.taps].mT.contiguous()
 
     def check(self, hyper_channels: int) -> None:
         """``ValueError`` if a layer has another shape than its neighbours ask for."""
@@ -128,15 +129,14 @@ class ExactUnit:
         return weight.to(torch.float32) * mask
 
     def __call__(
-        self, ratio: Tensor, hidden: Tensor, at: Tensor, tile: tuple[int, int], quality_code: int
+        self, ratio: Tensor, hidden: Tensor, at: Tensor, place: Tensor, quality_code: int
     ) -> tuple[Tensor, Tensor]:
-        """Shifts for (channels, P) latents at flat positions ``at`` of tiles (height, width), one below the other.
+        """Shifts for (channels, P) latents at flat positions ``at``, which lie at ``place`` in a grid with margins.
 
         ``ratio`` (M, n (height + 4), width + 4) holds what is decoded with two zeros around each, ``hidden``
         (H, n height, width); both had better lie in memory position by position, since positions are what is picked.
         """
         seen = ratio[: self.view.spatial]
-        place = padded(at, *tile)
         few = self.unit.causal or seen.device.type != "cpu"
         sums = self._gathered(seen, place) if few else self._convolved(seen, place)
         centre = by_position(seen[slice(*self.view.centre)]).index_select(0, place)
@@ -177,9 +177,11 @@ class ExactUnit:
         """The same for a few positions, or where a convolution may not be exact."""
         row = seen.shape[2]
         offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - 2) * row + self.taps % TAPS - 2
-        patches = by_position(seen)[place[:, None] + offsets]
-        value, size = self.windows[:, :, self.taps].mT
-        return torch.stack([(patches * value).sum(dim=1), (patches.abs() * size).sum(dim=1)], dim=1)
+        around = (place[:, None] + offsets).flatten()
+        patches = by_position(seen).index_select(0, around).reshape(len(place), len(offsets), len(seen))
+        value, size = self._by_tap
+        values = (patches * value).sum(dim=1)
+        return torch.stack([values, patches.abs_().mul_(size).sum(dim=1)], dim=1)
 
 
 def by_position(grid: Tensor) -> Tensor:

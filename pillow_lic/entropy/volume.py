@@ -88,9 +88,11 @@ class ExactVolume(ExactContext):
             place = ((channel + DEPTH) * rows + row + REACH) * columns + column + REACH
             seen = flat[around[:, None] + place]
             base = positions[:, row * w + column] + self.channel[channel].T + self.rung[part.index[0].int()].T
-            self._refine(part, *self._network(seen, channel, base, given.quality_code))
+            shift, change = self._network(seen, channel, base, given.quality_code)
+            self._refine([part], [shift], [change])
             yield [part]
-            flat[place] = self._ratio(part.block().to(self.device), part.index, part.half)[0]
+            q = torch.from_numpy(part.symbols).to(self.device)
+            flat[place] = self._ratio(q, part.coded_index, None if part.half is None else part.half[0])
 
     def _network(self, seen: Tensor, channel: Tensor, base: Tensor, quality_code: int) -> tuple[Tensor, Tensor]:
         """Shifts of means and of scale indices (P,) for latents of some channels (P,) that see (taps, P)."""

@@ -52,7 +52,7 @@ class Costs:
 @lru_cache(maxsize=16)
 def cost_table(tables: Tables, device: torch.device) -> Tensor:
     """``Costs.bits`` of some tables."""
-    reach = max(tables.reach) + 2
+    reach = int(tables.reach.max()) + 2
     symbols = np.arange(-reach, reach + 1)
     rows = [tables.bits_of(symbols, table) for table in range(len(tables))]
     return torch.from_numpy(np.stack(rows)).to(device, torch.float32)

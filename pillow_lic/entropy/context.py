@@ -227,19 +227,20 @@ class ExactContext:
             before = None if half is None else half * (flat >= given.limit)
             ratio[:, margin:-margin, margin:-margin] = self._ratio(known, flat, before).reshape(-1, h, w)
         places = padded(torch.arange(h * w, device=self.device), *tile)
+        codes = given.codes(flat)
+        asked = {u: codes[u.first : u.last].any(dim=0) for u in self.networks}
+        everywhere = {u: bool(asked[u].all()) for u in self.networks}
         unseen: list[Part] = []
         for step in self._steps(h, w, steps, given.tiles):
             if unseen:  # what comes last of all stays so
                 self._place(grid, unseen)
             parts, said = [], []
             for unit, at in step:
-                own = flat[unit.first : unit.last]
+                if not everywhere.get(unit, True):
+                    at = at[_places(asked[unit][at])]  # positions where nothing is coded ask for no network
+                own, coded = flat[unit.first : unit.last], codes[unit.first : unit.last]
                 if len(at) < h * w:
-                    own = _columns(own, at)
-                coded = given.codes(own)
-                if unit in self.networks and not bool((some := coded.any(dim=0)).all()):
-                    kept = _places(some)  # positions where nothing is coded ask for no network
-                    at, own, coded = at[kept], _columns(own, kept), _columns(coded, kept)
+                    own, coded = _columns(own, at), _columns(coded, at)
                 part = Part(unit, at, own, _places(coded.flatten()), h * w, self.order[unit.first : unit.last])
                 part.place = places.index_select(0, at)
                 if half is not None:

@@ -204,4 +204,4 @@ def rounded(x: Tensor, factor: float) -> Tensor:
 
 def rounded_down(x: Tensor, factor: float) -> Tensor:
     """x times a power of two, to the nearest whole number, halves up."""
-    return (x * factor).add_(0.5).floor_()
+    return x.mul(factor).add_(0.5).floor_() if factor != 1 else x.add(0.5).floor_()

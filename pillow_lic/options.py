@@ -56,7 +56,8 @@ class EncoderOptions:
                most (Li 2018); default False
     progressive
                in scans, those that bring most to the picture first, so that the beginning of a file opens as
-               the whole picture (with ImageFile.LOAD_TRUNCATED_IMAGES); at most 1 % larger; default False
+               the whole picture (with ImageFile.LOAD_TRUNCATED_IMAGES); about 1 % larger, small files
+               a little more; default False
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse".  Or "ssim": the search

@@ -11,6 +11,11 @@ import pillow_lic
 from pillow_lic.cli.common import CONTEXTS, UsageError
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
+DEFAULTS = {
+    "model": "mse", "context": None, "quantizer": None, "effort": 0, "images": None, "crop": None, "qualities": None
+}  # fmt: skip
+"""What the comparison encodes with and what it takes of each image, if nobody says otherwise."""
+
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
@@ -44,6 +49,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> None:
     """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
     if args.throughput or args.profile or args.cold_start or args.scaling:
+        given = [name for name, value in DEFAULTS.items() if getattr(args, name) != value]
+        if given:
+            raise UsageError(f"speed is measured with the defaults, without --{given[0]}")
         _speed(args)
         return
 
@@ -69,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
             bar.update(done - bar.n)
 
         if args.contexts:
+            if args.crop or args.qualities or args.effort:
+                raise UsageError("--contexts takes no --crop, --qualities or --effort")
             print(contexts.text(contexts.compare(args.folder, args.model, on_step, images=args.images)))
             return
         measurements = measure.measure_folder(args.folder, selected, on_step, images=args.images, side=args.crop)

@@ -81,7 +81,7 @@ class Priors:
 def levels_of(mask: Pixels, height: int, width: int) -> Levels:
     """Levels (height / 4, width / 4, rounded up) for latents (height, width) from a mask of their pixels.
 
-    The mean of a block's brightness decides: 0 is level -8, 255 level 8, twice as coarse and as fine.
+    The mean of a block's brightness decides: 0 is level -8, 255 level 8, 2.2 times as coarse and as fine.
     """
     side = 16 * BLOCK
     rows, columns = -(-height // BLOCK), -(-width // BLOCK)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pillow_lic.bench.codecs import JPEG, decode
-from pillow_lic.bench.metrics import bd_rate, psnr
+from pillow_lic.bench.metrics import psnr
 from pillow_lic.entropy.exact import MEAN_BITS, QUALITY_ONE, ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
@@ -68,11 +68,6 @@ def jpeg_curve(images: Sequence[Pixels]) -> Curve:
             distortions.append(psnr(pixels, np.asarray(decode(data))))
         curve.append((fmean(rates), fmean(distortions)))
     return curve
-
-
-def against_jpeg(model: HyperpriorModel, images: Sequence[Pixels], anchor: Curve) -> float:
-    """BD-rate in % against JPEG, by estimate."""
-    return bd_rate(anchor, estimated_curve(model, images))
 
 
 @torch.no_grad()

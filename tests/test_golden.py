@@ -31,6 +31,8 @@ FILES = (
     *(f"scans-{quantizer}-none" for quantizer in QUANTIZERS),
     "divided-none",
     "scans-divided-none",
+    "hyper-none",
+    "scans-hyper-none",
     "published",
 )
 
@@ -59,8 +61,8 @@ def test_metadata() -> None:
 
 
 KINDS = ("context", "scalar", "lattice", "diamond", "bw16", *(f"scans-{quantizer}" for quantizer in QUANTIZERS))
-DIVIDED = ("divided", "scans-divided")
-"""Files whose context models have interleaved groups of channels."""
+DIVIDED = ("divided", "scans-divided", "hyper", "scans-hyper")
+"""Files whose context models have interleaved groups of channels, or beside which z has one of its own."""
 
 
 @pytest.mark.parametrize(

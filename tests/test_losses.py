@@ -12,7 +12,7 @@ from conftest import IMAGES
 
 from pillow_lic import distortions
 from pillow_lic.models.context.network import ContextModel
-from pillow_lic.models.context.schedule import ContextShape
+from pillow_lic.models.context.schedule import HYPER, ContextShape
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import Architecture
 from pillow_lic.training import correlation, surrogates
@@ -201,6 +201,28 @@ def test_the_objective_decides_what_is_computed() -> None:
     without = rate_distortion(other, quality, 0.4, {"none": 1.0})
     with_it = rate_distortion(other, quality, 0.4, {"none": 1.0}, correlation=2.0)
     assert float(with_it - without) == pytest.approx(2 * float(other.correlation.mean()), rel=1e-3)
+
+
+def test_z_has_a_rate_of_its_own_with_contexts() -> None:
+    torch.manual_seed(1)
+    model = HyperpriorModel(TINY).eval()
+    model.contexts["staircase"] = ContextModel("staircase", ContextShape((5,), width=16), TINY)
+    pixels, quality = 30 * noise(2, 3, 192, 192), torch.tensor([2.0, 6.0])
+    with torch.no_grad():
+        before = forward(model, pixels, quality)
+        assert torch.equal(before.z_context_bpp, before.z_bpp)
+        model.contexts[HYPER] = ContextModel(HYPER, ContextShape((), 2, width=8), TINY)
+        for network in model.contexts[HYPER].networks.values():
+            torch.nn.init.normal_(network.leave.bias, std=0.3)
+        after = forward(model, pixels, quality)
+        blind = forward(model, pixels, quality, Objective(contexts=()))
+    assert set(after.context_bpp) == {"staircase"}
+    assert torch.equal(after.z_bpp, before.z_bpp)
+    assert not torch.allclose(after.z_context_bpp, after.z_bpp)
+    assert torch.equal(blind.z_context_bpp, blind.z_bpp)  # nobody asks for it
+    shares = {"none": 1.0, "staircase": 3.0}
+    whole = after.y_bpp + after.z_bpp + 3 * (after.context_bpp["staircase"] + after.z_context_bpp)
+    assert torch.allclose(after.bpp(shares), whole / 4)
 
 
 RECIPE = """

@@ -321,7 +321,7 @@ def test_a_model_file_gives_back_what_it_was_made_of(tmp_path: Path) -> None:
 
 
 def test_a_models_stages_are_those_before_a_run_that_starts_from_it() -> None:
-    recipe = load_recipe(ROOT / "recipes" / "mse-cpu-contexts-2.toml")
+    recipe = load_recipe(ROOT / "recipes" / "mse-cpu-contexts-3.toml")
     trainer = Trainer(replace(recipe, batches=Batches(64, 2)), IMAGES)
     trainer.start_from(Path("mse"))
     manifest = json.loads((ROOT / "weights" / "mse.json").read_text(encoding="utf-8"))
@@ -400,6 +400,7 @@ def test_shipped_recipes_load() -> None:
         ('name = "x"\n[schedule]\nsteps = 3\n[contexts.magic]', "unknown context model 'magic'"),
         ('name = "x"\n[schedule]\nsteps = 3\n[contexts.channel]\nslices = [400]', "do not divide 320"),
         ('name = "x"\n[schedule]\nsteps = 3\n[rate]\nchannel = 1', r"not in \[contexts\]"),
+        ('name = "x"\n[schedule]\nsteps = 3\n[contexts.hyper]\n[rate]\nhyper = 1', "counts with every other context"),
         ('name = "x"\nstage = "late"\n[schedule]\nsteps = 3', "stage must be"),
     ],
 )

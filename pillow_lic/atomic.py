@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
+import stat
 from uuid import uuid4
 
 PARTIAL = ".partial"
@@ -13,36 +13,51 @@ PARTIAL = ".partial"
 def write(path: str, data: bytes, scratch: str | None = None) -> None:
     """Make or replace a local file by way of a partial one in the folder ``scratch``, or beside it.
 
-    Who may read it stays, a link stays one, and what is no ordinary file (a pipe, a device) is written to as it is.
-    So is a file in a folder that nothing new can be made in.
+    Its owner and who may read it stay, and a link stays one.  What is no ordinary file (a pipe, a device) is written to
+    as it is, and so is a file that may be written to and not be replaced: in a folder that nothing new can be made in,
+    or while another program has it open where the system minds.
     """
-    path = os.path.realpath(path)
-    there = os.path.exists(path)
-    partial = os.path.join(scratch or os.path.dirname(path), f".{uuid4().hex}{PARTIAL}")
-    if there and not os.path.isfile(path):
+    if os.path.exists(path) and not os.path.isfile(path):
         return _fill(path, data)
-    if there and not os.access(path, os.W_OK):  # a new file could take the place of one that is not to be changed
+    path = os.path.realpath(path)
+    old = os.stat(path) if os.path.exists(path) else None
+    if old is not None and not os.access(path, os.W_OK):  # a new file could take the place of one not to be changed
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    partial = os.path.join(scratch or os.path.dirname(path), f".{uuid4().hex}{PARTIAL}")
     try:
-        _fill(partial, data, durable=True)
-        if there:
-            shutil.copymode(path, partial)
+        _make(partial, data, old)
         os.replace(partial, path)
     except OSError as error:
         if scratch is not None and error.errno == errno.EXDEV:  # the folder is a link to another filesystem
             write(path, data)
-        elif there and isinstance(error, PermissionError) and not os.access(os.path.dirname(path), os.W_OK):
+        elif old is not None and isinstance(error, PermissionError):
             _fill(path, data)
         else:
+            error.filename, error.filename2 = path, None
             raise
     finally:
         if os.path.exists(partial):
             os.remove(partial)
 
 
-def _fill(path: str, data: bytes, *, durable: bool = False) -> None:
+def _make(path: str, data: bytes, old: os.stat_result | None) -> None:
+    """A new file on the disk, with the owner and mode of an old one if there is one."""
+    # Nobody else reads what takes a private file's place.
+    mode = 0o666 if old is None else 0o600
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with open(os.open(path, flags, mode), "wb") as fp:
+        fp.write(data)
+        fp.flush()
+        os.fsync(fp.fileno())
+    if old is None:
+        return
+    if hasattr(os, "chown"):
+        new = os.stat(path)
+        if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+            os.chown(path, old.st_uid, old.st_gid)
+    os.chmod(path, stat.S_IMODE(old.st_mode))
+
+
+def _fill(path: str, data: bytes) -> None:
     with open(path, "wb") as fp:
         fp.write(data)
-        if durable:
-            fp.flush()
-            os.fsync(fp.fileno())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,14 +62,44 @@ def test_what_must_not_be_changed_is_not_replaced(tmp_path: Path, monkeypatch: p
 def test_a_folder_that_nothing_new_can_be_made_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.lic"
     path.write_bytes(b"old")
-    make = atomic._fill
-
-    def refused(name: str, data: bytes, *, durable: bool = False) -> None:
-        if name.endswith(atomic.PARTIAL):
-            raise PermissionError(13, "Permission denied")
-        make(name, data)
-
-    monkeypatch.setattr(atomic, "_fill", refused)
-    monkeypatch.setattr(os, "access", lambda name, mode: Path(name) == path)
+    monkeypatch.setattr(os, "open", refused)
     atomic.write(str(path), b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_another_owners_file_stays_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lic"
+    path.write_bytes(b"old")
+    own = os.stat
+
+    def theirs(name: object, **options: object) -> object:
+        found = own(name, **options)  # type: ignore[arg-type, call-overload]
+        values = list(found)
+        values[4] += 1 if str(name) == str(path) else 0
+        return os.stat_result(values)
+
+    monkeypatch.setattr(os, "stat", theirs)
+    monkeypatch.setattr(os, "chown", refused, raising=False)
+    before = path.stat().st_ino
+    atomic.write(str(path), b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_ino == before  # written to, not replaced
+    assert [p.name for p in tmp_path.iterdir()] == ["a.lic"]
+
+
+def refused(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no /dev/stdout here")
+def test_standard_output_is_a_file_name() -> None:
+    code = "from pillow_lic import atomic; atomic.write('/dev/stdout', b'new')"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout == b"new"
+
+
+def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError) as caught:
+        atomic.write(str(tmp_path / "a.lic"), b"new")
+    assert caught.value.filename == str(tmp_path / "a.lic")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from pillow_lic.batch import engines
 from pillow_lic.batch.files import locate, reaching
-from pillow_lic.batch.plan import FOLDER, Plan, Settings, make_plan, recorded
+from pillow_lic.batch.plan import FOLDER, Plan, Settings, make_plan, recorded, write_record
 from pillow_lic.batch.summary import Summary
 from pillow_lic.batch.worker import Result, failed
 from pillow_lic.options import EncoderOptions, options_from
@@ -77,7 +77,7 @@ def convert(
         plan.tasks.clear()
     if dry_run:
         summary.planned = [(str(task.source), str(task.target)) for task in plan.tasks]
-    elif plan.tasks or plan.moved:
+    elif plan.tasks:
         if scheduler is not None:
             settings = replace(settings, job=uuid4().hex)
         with recorded(destination, plan, settings.job), closing(_results(plan, settings, jobs, scheduler)) as results:
@@ -87,6 +87,9 @@ def convert(
                     on_result(result, len(plan.tasks))
                 if summary.failures and not keep_going:
                     break
+    elif plan.moved:
+        with suppress(OSError):  # it costs nothing but a look at the pictures next time
+            write_record(destination, plan)
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -100,8 +103,6 @@ def suffix_of(name: str) -> str:
 
 
 def _results(plan: Plan, settings: Settings, jobs: int, scheduler: str | None) -> Generator[Result, None, None]:
-    if not plan.tasks:
-        return engines.in_this_process([], settings)
     if scheduler is not None:
         return engines.on_cluster(plan.tasks, settings, scheduler)
     if min(jobs, len(plan.tasks)) == 1:

@@ -199,17 +199,19 @@ def recorded(target: File, plan: Plan, job: str | None = None) -> Iterator[None]
     """
     folder = target.below(FOLDER)
     with reaching():
-        _clear(folder)
-        _write_record(target, plan)
+        _clear(folder, JOB)
+        write_record(target, plan)
         if job is not None:
             write(folder.below(JOB), job.encode(), folder)
     try:
         yield
     finally:
-        _clear(folder, *([] if job is None else [JOB]))
+        with reaching():
+            _clear(folder, JOB)
 
 
-def _write_record(target: File, plan: Plan) -> None:
+def write_record(target: File, plan: Plan) -> None:
+    """Write what is known of each target, if that is news."""
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(plan.record.items()))
     data = f'{{"version": {RECORD_VERSION}, "files": {{\n{lines}\n}}}}\n'.encode()
     there = target.below(RECORD)

@@ -177,8 +177,9 @@ class _Decoding:
         model, _ = model_by_identity(header.model_id, header.model_name).at_quality(header.quality_code)
         if frame.damaged:
             array = decode(header, frame, str(device))
-            pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy())
-            return cls(header, model, device, [], None, pixels.to(device))
+            with torch.inference_mode(False):  # as below
+                pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy()).to(device)
+            return cls(header, model, device, [], None, pixels)
         _prepare(model, header, device)
         tiles = tiles_of(header.width, header.height, header.tile)
         latents = [

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pillow_lic.entropy.layers import IntegerLayer
+from pillow_lic.entropy.layers import FEW, IntegerLayer
 from pillow_lic.models.context.schedule import TAPS, Unit, View
 from pillow_lic.models.transforms import QUALITIES
 
@@ -137,7 +137,7 @@ class ExactUnit:
         (H, n height, width); both had better lie in memory position by position, since positions are what is picked.
         """
         seen = ratio[: self.view.spatial]
-        few = self.unit.causal or seen.device.type != "cpu"
+        few = self.unit.causal or len(at) <= FEW or seen.device.type != "cpu"
         sums = self._gathered(seen, place) if few else self._convolved(seen, place)
         centre = by_position(seen[slice(*self.view.centre)]).index_select(0, place)
         windows = rounded(sums.flatten(1), 1.0)

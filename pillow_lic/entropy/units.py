@@ -106,6 +106,8 @@ class ExactUnit:
         # In fraction bits of activations, as exact as the integers.
         self.windows = torch.stack(windows).to(device) * 2.0**-bits
         self.taps = torch.tensor(sorted({t for taps in view.taps for t in taps}), device=device)
+        finer = torch.tensor([1.0, INDEX_GAIN], device=device)[:, None]
+        self._finer = finer * 2.0 ** (SHIFT_BITS - FRACTION)
         self._by_tap = self.windows[:, :, self.taps].mT.contiguous()
 
     def check(self, hyper_channels: int) -> None:
@@ -143,12 +145,11 @@ class ExactUnit:
         windows = rounded(sums.flatten(1), 1.0)
         x = torch.cat([by_position(hidden).index_select(0, at), windows, centre, centre.abs()], dim=1).t()
         x = self._network(x, quality_code)
-        shift, change = x.chunk(2)
         own = slice(self.unit.first, min(self.unit.last, self.view.spatial))
         if own.stop > own.start:
-            count, finer = own.stop - own.start, 2.0 ** (SHIFT_BITS - FRACTION)
-            shift[:count] += rounded_down(sums[:, 0, own].t(), finer)
-            change[:count] += rounded_down(sums[:, 1, own].t(), finer * INDEX_GAIN)
+            both = (sums[:, :, own] * self._finer).add_(0.5).floor_().permute(1, 2, 0)
+            x.view(2, len(x) // 2, x.shape[1])[:, : own.stop - own.start] += both
+        shift, change = x.chunk(2)
         return shift.clamp_(-SHIFT_LIMIT, SHIFT_LIMIT), change.clamp_(-CHANGE_LIMIT, CHANGE_LIMIT)
 
     def _network(self, x: Tensor, quality_code: int) -> Tensor:
@@ -180,8 +181,10 @@ class ExactUnit:
         around = (place[:, None] + offsets).flatten()
         patches = by_position(seen).index_select(0, around).reshape(len(place), len(offsets), len(seen))
         value, size = self._by_tap
-        values = (patches * value).sum(dim=1)
-        return torch.stack([values, patches.abs_().mul_(size).sum(dim=1)], dim=1)
+        both = patches.new_empty((len(place), 2, len(seen)))
+        torch.sum(patches * value, dim=1, out=both[:, 0])
+        torch.sum(patches.abs_().mul_(size), dim=1, out=both[:, 1])
+        return both
 
 
 def by_position(grid: Tensor) -> Tensor:

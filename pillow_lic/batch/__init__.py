@@ -88,7 +88,7 @@ def convert(
                 if summary.failures and not keep_going:
                     break
     elif plan.moved:
-        with suppress(OSError):  # it costs nothing but a look at the pictures next time
+        with suppress(OSError), reaching():  # it costs nothing but a look at the pictures next time
             write_record(destination, plan)
     summary.seconds = time.perf_counter() - started
     return summary

@@ -256,8 +256,9 @@ def _is_done(entry: Entry | None, origin: Origin, shown: str | None, target: Inf
 def _origin(source: File, info: Info, settings: Settings) -> Origin:
     # Where and by how many threads a picture is coded is nothing that anybody asks of the result.
     options = asdict(replace(settings.options, device=None, threads=None)) if settings.suffix == EXTENSION else None
-    where: Any = os.path.realpath(source.path)
-    if not isinstance(source.fs, LocalFileSystem):  # of which there may be several: archives, servers
+    if isinstance(source.fs, LocalFileSystem):
+        where: Any = os.path.realpath(source.path)
+    else:  # of which there may be several: archives, servers
         where = [str(source), {k: v for k, v in source.fs.storage_options.items() if k in ("fo", "host", "port")}]
     return Origin(*map(_hash, (where, [source.name, version(info)], [settings.suffix, options])))
 

@@ -11,10 +11,8 @@ import pillow_lic
 from pillow_lic.cli.common import CONTEXTS, UsageError
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
-DEFAULTS = {
-    "model": "mse", "context": None, "quantizer": None, "effort": 0, "images": None, "crop": None, "qualities": None
-}  # fmt: skip
-"""What the comparison encodes with and what it takes of each image, if nobody says otherwise."""
+COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities")
+"""Options of the comparison alone: what it encodes with, and what it takes of each image."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,13 +41,13 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     group.add_argument("--profile", action="store_true", help="where the time goes, by stage")
     group.add_argument("--cold-start", action="store_true", help="process start to the first pixels")
     group.add_argument("--scaling", metavar="PNG", help="plot time by files, time and memory by megapixels")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, unsaid={name: parser.get_default(name) for name in COMPARED})
 
 
 def run(args: argparse.Namespace) -> None:
     """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
     if args.throughput or args.profile or args.cold_start or args.scaling:
-        given = [name for name, value in DEFAULTS.items() if getattr(args, name) != value]
+        given = [name for name, value in args.unsaid.items() if getattr(args, name) != value]
         if given:
             raise UsageError(f"speed is measured with the defaults, without --{given[0]}")
         _speed(args)

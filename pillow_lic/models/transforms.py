@@ -9,6 +9,7 @@ starts from 30 to 42 dB and spends its time on what is not linear.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -99,14 +100,53 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor, quality: Tensor) -> Tensor:
+        h, gain = self._hidden(x, quality)
+        if len(quality) == 1:  # the same for all samples: cheaper on the kernel than on what it sees
+            return x + F.conv2d(h, self.expand.weight * gain, self.expand.bias)
+        return x + self.expand(h * gain)  # type: ignore[no-any-return]
+
+    def add_to(self, x: Tensor, quality: Tensor) -> None:
+        """The same in place, for one quality and x (B, C, h, w) that lies in memory position by position."""
+        h, gain = self._hidden(x, quality)
+        weight, bias = self.expand.weight * gain, self.expand.bias
+        if x.dtype != h.dtype:
+            x += F.conv2d(h, weight, bias)
+            return
+        assert bias is not None
+        matrix = weight.flatten(1).t()
+        for sums, seen in zip(torch.split(_rows(x), PART), torch.split(_rows(h), PART), strict=True):
+            sums.addmm_(seen, matrix).add_(bias)
+
+    def _hidden(self, x: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """What the block's last layer sees, and its gains."""
         # Blocks may compute in bfloat16 while the trunk, which carries the picture, stays float32.
         narrow = self.reduce.weight.dtype
         h = F.leaky_relu(self.reduce(x if narrow == torch.float32 else x.to(narrow)), 0.1, inplace=True)
         h = F.leaky_relu(self.mix(h), 0.1, inplace=True)
-        gain = at_quality(self.gain, quality)[:, :, None, None].to(h.dtype)
-        if len(quality) == 1:  # the same for all samples: cheaper on the kernel than on what it sees
-            return x + F.conv2d(h, self.expand.weight * gain, self.expand.bias)
-        return x + self.expand(h * gain)  # type: ignore[no-any-return]
+        return h, at_quality(self.gain, quality)[:, :, None, None].to(h.dtype)
+
+
+PART = 1024
+"""Positions whose sums stay in the processor's cache while two are made."""
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, h, w) as (B h w, C); no copy if it lies in memory like that."""
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def through(blocks: Iterable[nn.Module], x: Tensor, quality: Tensor) -> Tensor:
+    """x (B, C, h, w) after some residual blocks."""
+    if torch.is_grad_enabled() or x.device.type != "cpu" or len(quality) > 1:
+        for block in blocks:
+            x = block(x, quality)
+        return x
+    # Where nobody asks for gradients, one copy of what goes through is all that memory has to hold and to move.
+    x = x.clone(memory_format=torch.channels_last)
+    for block in blocks:
+        assert isinstance(block, ResidualBlock)
+        block.add_to(x, quality)
+    return x
 
 
 class Analysis(nn.Module):
@@ -125,12 +165,9 @@ class Analysis(nn.Module):
 
     def forward(self, pixels: Tensor, quality: Tensor) -> Tensor:
         x = self.stem(_blocks(pixels, 8))
-        for block in self.fine:
-            x = block(x, quality)
+        x = through(self.fine, x, quality)
         x = self.down(F.pixel_unshuffle(x, 2))
-        for block in self.coarse:
-            x = block(x, quality)
-        return x  # type: ignore[no-any-return]
+        return through(self.coarse, x, quality)
 
 
 def _blocks(pixels: Tensor, n: int) -> Tensor:
@@ -157,11 +194,8 @@ class Synthesis(nn.Module):
         self.head = nn.Conv2d(c, 192, 1)
 
     def forward(self, y: Tensor, quality: Tensor, scale: int = 1) -> Tensor:
-        for block in self.coarse:
-            y = block(y, quality)
-        x = F.pixel_shuffle(self.up(y), 2)
-        for block in self.fine:
-            x = block(x, quality)
+        y = through(self.coarse, y, quality)
+        x = through(self.fine, F.pixel_shuffle(self.up(y), 2), quality)
         if scale == 1:
             return F.pixel_shuffle(self.head(x), 8)
         # The head is linear: the mean of its outputs is the output of its mean.

@@ -16,8 +16,7 @@ from test_exact import SETTINGS
 
 from pillow_lic import codec, container
 from pillow_lic.container import Coded, Frame, Header
-from pillow_lic.entropy.context import Given
-from pillow_lic.entropy.units import padded
+from pillow_lic.entropy.passes import Given, Places, Schedule, padded
 from pillow_lic.models import loading
 from pillow_lic.models.context.network import ContextModel, UnitNetwork, positions
 from pillow_lic.models.context.schedule import (
@@ -135,8 +134,7 @@ def test_conditions_are_what_is_coded(tiny: str, context: str) -> None:
     given = Given(index, hidden, 700, skip)
     scale, offset = network.conditions(symbols, given)
     coded = index.numpy() >= skip
-    places = (torch.from_numpy(scale[coded]).int(), torch.from_numpy(offset[coded]))
-    table, whole, fraction = (x.numpy() for x in network.rows(*places))
+    table, whole, fraction = network.ladder.rows(scale[coded], offset[coded])
     relative = np.where(fraction < 0, whole - symbols[coded], symbols[coded] - whole)
     pairs = sorted(zip(table.tolist(), relative.tolist(), strict=True))
     known = list(network.seen(symbols, given))
@@ -244,20 +242,15 @@ def test_integers_follow_the_float_network(context: str, tiny: str, division: st
         shift, refined = (x[0].numpy() for x in network(*args, torch.tensor([3.0])))
     tables = np.concatenate([[0], np.cumsum(32 // exact.ladder.grain + 1)])
     with torch.inference_mode():
-        for parts in exact._passes(Given(index, hidden, code, 0)):
-            for part in parts:
-                own = part.channels
-                at = part.at.numpy()
-                part.symbols = symbols.reshape(24, -1)[own][:, at].ravel().astype(np.int32)
-                wanted, wanted_shift, old = (
-                    x.reshape(24, -1)[own][:, at].ravel() for x in (refined, shift, index.numpy())
-                )
-                found = np.searchsorted(tables, part.table, side="right") - 1
-                assert np.abs(found - np.clip(wanted, 0, 63)).max() < 1
-                grain = exact.ladder.grain[found] / 64
-                offset = part.whole + np.where(part.mirrored, -1, 1) * (part.table - tables[found]) * grain
-                scale = 0.11 * np.exp(old * np.log(60 / 0.11) / 63)
-                assert (np.abs(offset - wanted_shift) < grain / 2 + 0.06 * scale + 0.02).all()
+        for part in exact._passes(Given(index, hidden, code, 0)):
+            part.symbols = symbols.take(part.target).astype(np.int32)
+            wanted, wanted_shift, old = (x.take(part.target) for x in (refined, shift, index.numpy()))
+            found = np.searchsorted(tables, part.table, side="right") - 1
+            assert np.abs(found - np.clip(wanted, 0, 63)).max() < 1
+            grain = exact.ladder.grain[found] / 64
+            offset = part.whole + np.where(part.mirrored, -1, 1) * (part.table - tables[found]) * grain
+            scale = 0.11 * np.exp(old * np.log(60 / 0.11) / 63)
+            assert (np.abs(offset - wanted_shift) < grain / 2 + 0.06 * scale + 0.02).all()
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -291,17 +284,26 @@ def test_bytes_are_the_same_under_every_setting(
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_windows_are_summed_alike_by_convolution_and_by_gathering(context: str, tiny: str) -> None:
+def test_windows_are_summed_alike_in_every_way(context: str, tiny: str) -> None:
     exact = load_model(tiny).context(context, CPU)
-    for unit, network in exact.networks.items():
-        if unit.causal:
-            continue
-        ratio = torch.randint(-128, 129, (24, 9, 11), generator=torch.Generator().manual_seed(2)).float()
-        (at,) = (found for step in exact._steps(5, 7) for u, found in step if u is unit)
-        place = at + 2 * 11 + 2 + at // 7 * 4
-        assert torch.equal(place, padded(at, 5, 7))
-        seen = ratio[: network.view.spatial]
-        assert torch.equal(network._convolved(seen, place), network._gathered(seen, place))
+    grid = torch.randint(-128, 129, (18, 11, 2, 24), generator=torch.Generator().manual_seed(2)).float()
+    index = torch.full((24, 10, 7), 30, dtype=torch.uint8)
+    known = Given(index, torch.zeros(0, 10, 7), 0, 0, tiles=2)
+    for work, _ in Schedule(exact.units, exact.order, known):
+        for unit, where in work:
+            if unit not in exact.networks:
+                continue
+            network = exact.networks[unit]
+            if isinstance(where, Places):
+                assert torch.equal(network._convolved(grid, where), network._gathered(grid, where))
+                continue
+            row, column = np.mgrid[:10, :7]
+            at = torch.from_numpy(np.flatnonzero(column + 3 * (row % 5) == where.left + 3 * where.top))
+            places = Places(at, torch.from_numpy(padded(at.numpy(), 5, 7)))
+            assert torch.equal(network._viewed(grid, where), network._gathered(grid, places))
+            assert torch.equal(where.within(grid), places.within(grid))
+            values = torch.arange(70.0)[:, None].expand(70, 3).contiguous()
+            assert torch.equal(where.of(values), places.of(values))
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_context import TINY
 
 from pillow_lic import codec
-from pillow_lic.entropy.context import Given
+from pillow_lic.entropy.passes import Given
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models import loading
 from pillow_lic.models.context.schedule import WHOLE, ContextShape

@@ -10,7 +10,7 @@ Sums are made in one of two ways, which agree to the last bit:
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -119,7 +119,15 @@ class _Floats:
 
     def __call__(self, x: Tensor, by_row: bool, *start: Tensor) -> Tensor:
         """(in, P) -> (out, P), not rounded down yet."""
-        return torch.addmm(start[0], self._scaled, x)
+        if x.is_contiguous():
+            return torch.addmm(start[0], self._scaled, x)
+        sums = torch.addmm(start[0].t(), x.t(), self._turned).t()
+        return sums.contiguous() if by_row else sums
+
+    @cached_property
+    def _turned(self) -> Tensor:
+        """(in, out): of a few columns, one after the other in memory, products take half the time with it."""
+        return self._scaled.t().contiguous()
 
 
 class _Bytes:

@@ -8,71 +8,27 @@ float32 products to bfloat16 or TF32: eight bits fit both, and sums are kept in 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pillow_lic.entropy.ladder import FRACTION, SHIFT_BITS
 from pillow_lic.entropy.layers import FEW, IntegerLayer
+from pillow_lic.entropy.passes import MARGIN, Places, Wave
 from pillow_lic.models.context.schedule import TAPS, Unit, View
 from pillow_lic.models.transforms import QUALITIES
-
-FRACTION = 5
-"""Fraction bits of everything that enters a product."""
 
 ACTIVATION_LIMIT = 255
 WEIGHT_LIMIT = 127
 EXACT = 2.0**24
-RATIO_LIMIT = 4 << FRACTION
-RECIPROCAL_BITS = 8
-"""Fraction bits of 1/scale beyond those of the ratio."""
-
-SHIFT_BITS = 8
-"""Fraction bits of what a network answers: shifts in scales and in scale indices."""
-
 SHIFT_LIMIT = 8.0 * 2**SHIFT_BITS
 CHANGE_LIMIT = 32.0 * 2**SHIFT_BITS
 INDEX_GAIN = 8
 """Scale index steps for each unit of what the networks and windows say of magnitudes."""
 
 LAYERS = ("enter", "reduce", "expand", "leave")
-GRAINS = {1, 2, 4, 8, 16, 32, 64}
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """What context models need to know of each scale index, all integers.
-
-    ``reciprocal``: ratio units (1/32) times 2**8 for each step, ``scale``: 64ths of a step,
-    ``grain``: to how many 64ths of a step a shift is rounded (1, 2, 4 ... 64), (scales,) each.
-    """
-
-    reciprocal: Tensor
-    scale: Tensor
-    grain: NDArray[np.int32]
-
-    @classmethod
-    def load(cls, tensors: Mapping[str, Tensor], scales: int, device: torch.device) -> Ladder:
-        """Take the ladder from a model's tensors; ``ValueError`` if it is impossible."""
-        reciprocal, scale, grain = (tensors[f"ladder.{n}"] for n in ("reciprocal", "scale", "grain"))
-        if any(t.shape != (scales,) or t.is_floating_point() for t in (reciprocal, scale, grain)):
-            raise ValueError("the model's ladder of scales has the wrong shape")
-        extremes = [int(x) for t in (reciprocal, scale) for x in (t.min(), t.max())]
-        if min(extremes) < 1 or extremes[1] >= 2**17 or extremes[3] > 2**13 or not set(grain.tolist()) <= GRAINS:
-            raise ValueError("the model's ladder of scales is out of range")
-        return cls(reciprocal.to(device, torch.int32), scale.to(device, torch.float32), grain.numpy().astype(np.int32))
-
-    @property
-    def first_table(self) -> NDArray[np.int32]:
-        """Where the tables of each scale index begin, and at the end how many there are."""
-        return np.concatenate([[0], np.cumsum(phases(self.grain))]).astype(np.int32)
-
-
-def phases(grain: NDArray[np.int32]) -> NDArray[np.int32]:
-    """How many fractions of a step, from 0 to 1/2, a grain leaves."""
-    return (32 // grain + 1).astype(np.int32)
 
 
 def load_layer(tensors: Mapping[str, Tensor], name: str, device: torch.device) -> IntegerLayer:
@@ -108,7 +64,14 @@ class ExactUnit:
         self.taps = torch.tensor(sorted({t for taps in view.taps for t in taps}), device=device)
         finer = torch.tensor([1.0, INDEX_GAIN], device=device)[:, None]
         self._finer = finer * 2.0 ** (SHIFT_BITS - FRACTION)
-        self._by_tap = self.windows[:, :, self.taps].mT.contiguous()
+        self._limits = torch.tensor([SHIFT_LIMIT, CHANGE_LIMIT], device=device)[:, None, None]
+        self._by_tap = self.windows[:, :, self.taps].permute(2, 0, 1).contiguous()
+        self._runs = [(own, self._by_row(own, rows)) for own, rows in _runs(view)]
+
+    def _by_row(self, own: slice, rows: int) -> Tensor:
+        """The upper rows of some channels' windows, (rows, 5, 1, 1, 2, channels)."""
+        windows = self.windows[:, own, : rows * TAPS].permute(2, 0, 1)
+        return windows.reshape(rows, TAPS, 1, 1, 2, -1)
 
     def check(self, hyper_channels: int) -> None:
         """``ValueError`` if a layer has another shape than its neighbours ask for."""
@@ -130,27 +93,25 @@ class ExactUnit:
             mask[channel, list(taps)] = 1
         return weight.to(torch.float32) * mask
 
-    def __call__(
-        self, ratio: Tensor, hidden: Tensor, at: Tensor, place: Tensor, quality_code: int
-    ) -> tuple[Tensor, Tensor]:
-        """Shifts for (channels, P) latents at flat positions ``at``, which lie at ``place`` in a grid with margins.
+    def __call__(self, grid: Tensor, hidden: Tensor, where: Places | Wave, quality_code: int) -> Tensor:
+        """Shifts of means and of scale indices for latents at some positions, (2, channels, P).
 
-        ``ratio`` (M, n (height + 4), width + 4) holds what is decoded with two zeros around each, ``hidden``
-        (H, n height, width); both had better lie in memory position by position, since positions are what is picked.
+        ``grid`` (n (height + 4), width + 4, 2, M) holds what is decoded and its magnitudes, with two zeros around each
+        tile, ``hidden`` is (n height width, H).
         """
-        seen = ratio[: self.view.spatial]
-        few = self.unit.causal or len(at) <= FEW or seen.device.type != "cpu"
-        sums = self._gathered(seen, place) if few else self._convolved(seen, place)
-        centre = by_position(seen[slice(*self.view.centre)]).index_select(0, place)
-        windows = rounded(sums.flatten(1), 1.0)
-        x = torch.cat([by_position(hidden).index_select(0, at), windows, centre, centre.abs()], dim=1).t()
-        x = self._network(x, quality_code)
+        if isinstance(where, Wave):
+            sums = self._viewed(grid, where)
+        else:
+            few = len(where) <= FEW or grid.device.type != "cpu"
+            sums = self._gathered(grid, where) if few else self._convolved(grid, where)
+        centre = where.within(grid[..., slice(*self.view.centre)])
+        x = torch.cat([where.of(hidden), rounded(sums.flatten(1), 1.0), centre.flatten(1)], dim=1).t()
+        said = self._network(x, quality_code).view(2, self.unit.last - self.unit.first, len(where))
         own = slice(self.unit.first, min(self.unit.last, self.view.spatial))
         if own.stop > own.start:
             both = (sums[:, :, own] * self._finer).add_(0.5).floor_().permute(1, 2, 0)
-            x.view(2, len(x) // 2, x.shape[1])[:, : own.stop - own.start] += both
-        shift, change = x.chunk(2)
-        return shift.clamp_(-SHIFT_LIMIT, SHIFT_LIMIT), change.clamp_(-CHANGE_LIMIT, CHANGE_LIMIT)
+            said[:, : own.stop - own.start] += both
+        return said.clamp_(-self._limits, self._limits)
 
     def _network(self, x: Tensor, quality_code: int) -> Tensor:
         x = self.layers["enter"].activated(x, quality_code)
@@ -159,45 +120,47 @@ class ExactUnit:
         x = self.layers["expand"].activate(h.add_(x.to(h.dtype)))
         return self.layers["leave"](x, quality_code, by_row=True).to(torch.float32)
 
-    def _convolved(self, seen: Tensor, place: Tensor) -> Tensor:
-        """Sums over each channel's windows of values and of magnitudes around places in the grid, (P, 2, spatial).
+    def _convolved(self, grid: Tensor, where: Places) -> Tensor:
+        """Sums over each channel's windows of values and of magnitudes, (P, 2, spatial).
 
         By the library's convolution, which is exact as long as it only multiplies and adds: windows
         of one channel and 5x5 have neither Winograd nor FFT variants on CPUs.
         """
-        grid = seen.permute(1, 2, 0)[None]
         # Four dimensions before they change places: with other strides the library takes five times as long.
-        both = torch.cat([grid, grid.abs()], dim=3).permute(0, 3, 1, 2)
+        both = grid[None, ..., : self.view.spatial].flatten(3).permute(0, 3, 1, 2)
         sums = torch.nn.functional.conv2d(both, self.windows.reshape(-1, 1, TAPS, TAPS), groups=both.shape[1])
         # What comes out lacks the grid's outer margin.
-        margin, row = TAPS // 2, seen.shape[2]
-        at = place - margin * (row + 1) - 2 * margin * (torch.div(place, row, rounding_mode="floor") - margin)
-        return by_position(sums[0]).index_select(0, at).reshape(len(at), 2, seen.shape[0])
+        row, place = grid.shape[1], where.padded
+        at = place - MARGIN * (row + 1) - 2 * MARGIN * (torch.div(place, row, rounding_mode="floor") - MARGIN)
+        return sums[0].permute(1, 2, 0).flatten(0, 1).index_select(0, at).view(len(at), 2, self.view.spatial)
 
-    def _gathered(self, seen: Tensor, place: Tensor) -> Tensor:
+    def _gathered(self, grid: Tensor, where: Places) -> Tensor:
         """The same for a few positions, or where a convolution may not be exact."""
-        row = seen.shape[2]
-        offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - 2) * row + self.taps % TAPS - 2
-        around = (place[:, None] + offsets).flatten()
-        patches = by_position(seen).index_select(0, around).reshape(len(place), len(offsets), len(seen))
-        value, size = self._by_tap
-        both = patches.new_empty((len(place), 2, len(seen)))
-        torch.sum(patches * value, dim=1, out=both[:, 0])
-        torch.sum(patches.abs_().mul_(size), dim=1, out=both[:, 1])
-        return both
+        row = grid.shape[1]
+        offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - MARGIN) * row + self.taps % TAPS - MARGIN
+        around = (where.padded + offsets[:, None]).flatten()
+        seen = grid[..., : self.view.spatial].flatten(0, 1).index_select(0, around)
+        return (seen.view(len(offsets), len(where), *seen.shape[1:]) * self._by_tap[:, None]).sum(dim=0)
+
+    def _viewed(self, grid: Tensor, wave: Wave) -> Tensor:
+        """The same for a wave, whose windows need no copy."""
+        found = []
+        for own, windows in self._runs:
+            seen = wave.windows(grid[..., own], rows=len(windows))
+            # Left to itself, the product would lie in memory as the view does, and take three times as long to sum up.
+            products = torch.mul(seen, windows, out=grid.new_empty(seen.shape))
+            found.append(products.flatten(0, 1).sum(dim=0).flatten(0, 1))
+        return found[0] if len(found) == 1 else torch.cat(found, dim=2)
 
 
-def by_position(grid: Tensor) -> Tensor:
-    """(channels, h, w) as (h w, channels); no copy if it lies in memory like that."""
-    return grid.permute(1, 2, 0).flatten(0, 1)
-
-
-def padded(at: Tensor, height: int, width: int) -> Tensor:
-    """Flat positions in a grid with a margin of two around each tile (height, width) from those without margins."""
-    margin = TAPS // 2
-    row = torch.div(at, width, rounding_mode="floor")
-    above = margin + 2 * margin * torch.div(row, height, rounding_mode="floor")
-    return at + 2 * margin * row + above * (width + 2 * margin) + margin
+def _runs(view: View) -> list[tuple[slice, int]]:
+    """Neighbouring channels that see as many rows of their windows, and how many."""
+    found, first = [], 0
+    for rows, channels in groupby(view.taps, lambda taps: max(taps, default=-1) // TAPS + 1):
+        end = first + len(list(channels))
+        found.append((slice(first, end), rows))
+        first = end
+    return found
 
 
 def rounded(x: Tensor, factor: float) -> Tensor:

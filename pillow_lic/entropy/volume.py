@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pillow_lic.entropy.context import ExactContext, Given, Part
+from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import ACTIVATION_BITS
+from pillow_lic.entropy.ladder import FRACTION, SHIFT_BITS
+from pillow_lic.entropy.passes import Given, Pass
 from pillow_lic.entropy.units import (
     ACTIVATION_LIMIT,
     CHANGE_LIMIT,
-    FRACTION,
     INDEX_GAIN,
-    SHIFT_BITS,
     SHIFT_LIMIT,
     load_layer,
     rounded,
@@ -59,40 +60,34 @@ class ExactVolume(ExactContext):
             raise ValueError(f"the model's table {name} has the wrong shape or range")
         return table.to(self.device, torch.float32)
 
-    def _passes(self, given: Given, steps: int | None = None) -> Iterator[list[Part]]:  # its one step is all
+    def _passes(self, given: Given, steps: int | None = None) -> Iterator[Pass]:  # its one step is all
         m, h, w = given.index.shape
         hidden = rounded(given.hidden.flatten(1), 2.0 ** (FRACTION - ACTIVATION_BITS)).to(torch.float32)
         positions = self._run("position", hidden, given.quality_code)
-        half = None
-        if given.lattice is not None:
-            half = torch.from_numpy(given.lattice.half).to(self.device, torch.int32) * (given.index >= given.skip)
+        half = None if given.lattice is None else given.lattice.half.astype(np.int32).ravel()
+        index = given.index.cpu().numpy()
         ratio = torch.zeros((m, h, w), dtype=torch.float32, device=self.device)
         if given.known is not None:
-            known = torch.from_numpy(given.known).to(self.device, torch.int32)
-            ratio = self._ratio(known, given.index, None if half is None else half * (given.index >= given.limit))
+            ratio = torch.from_numpy(self._known_ratios(given)).to(self.device, torch.float32)
         ratio = padded(ratio)
         rows, columns = ratio.shape[1:]
-        around, flat, index = offsets(rows, columns).to(self.device), ratio.view(-1), given.index.flatten()
-        found = given.codes(given.index).nonzero()
+        around, flat = offsets(rows, columns).to(self.device), ratio.view(-1)
+        found = torch.from_numpy(np.argwhere(given.codes(index))).to(self.device)
         waves = wave_of(*found.unbind(1))
         order = torch.argsort(waves, stable=True)
         counts = torch.unique(waves, return_counts=True)[1].tolist()
         for where in torch.split(found[order], counts):
             channel, row, column = where.unbind(1)
-            at = (channel * h + row) * w + column
-            part = Part(
-                self.units[0], at, index[at][None], torch.arange(len(at), device=self.device), m * h * w, self.order
-            )
-            if half is not None:
-                part.half = half.flatten()[at][None]
+            at = ((channel * h + row) * w + column).cpu().numpy()
             place = ((channel + DEPTH) * rows + row + REACH) * columns + column + REACH
+            part = Pass(at, index.take(at).astype(np.int32), None if half is None else half.take(at), place, place)
             seen = flat[around[:, None] + place]
-            base = positions[:, row * w + column] + self.channel[channel].T + self.rung[part.index[0].int()].T
-            shift, change = self._network(seen, channel, base, given.quality_code)
-            self._refine([part], [shift], [change])
-            yield [part]
-            q = torch.from_numpy(part.symbols).to(self.device)
-            flat[place] = self._ratio(q, part.coded_index, None if part.half is None else part.half[0])
+            base = positions[:, row * w + column] + self.channel[channel].T + self.rung[torch.from_numpy(part.index)].T
+            said = torch.stack(self._network(seen, channel, base, given.quality_code))
+            self._refine(part, *said.cpu().numpy().astype(np.int32))
+            yield part
+            known = self.ladder.ratios(part.symbols, part.index, part.half)
+            flat[place] = torch.from_numpy(known).to(self.device, torch.float32)
 
     def _network(self, seen: Tensor, channel: Tensor, base: Tensor, quality_code: int) -> tuple[Tensor, Tensor]:
         """Shifts of means and of scale indices (P,) for latents of some channels (P,) that see (taps, P)."""

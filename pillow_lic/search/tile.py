@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pillow_lic.devices import quiet
-from pillow_lic.entropy.context import HALF
+from pillow_lic.entropy.ladder import HALF
 from pillow_lic.models.loading import Model
 from pillow_lic.quantizers.diamond import Diamond
 from pillow_lic.quantizers.lattice import Lattice
@@ -82,15 +83,15 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
     known = given(model, tile, quality_code)
     with quiet(device):
         found = network.conditions(tile.y, known)
-    scale, offset = (torch.from_numpy(x).to(device)[coded].int() for x in found)
+    asked = coded.cpu().numpy()
+    scale, offset = (x[asked] for x in found)
     tables = network.tables_for(tile.lattice)
+    if tile.lattice is not None:  # as they are, and half a step above their symbols
+        scale, offset, tables = np.stack([scale, scale]), np.stack([offset, offset - HALF]), tables.with_parities()
+    row, whole, fraction = (torch.from_numpy(x).to(device) for x in network.ladder.rows(scale, offset))
+    costs = Costs(cost_table(tables, device), row.long(), whole.float(), 1 - 2.0 * (fraction < 0))
     if tile.lattice is None:
-        row, whole, fraction = network.rows(scale, offset)
-        return Rounding(Costs(cost_table(tables, device), row.long(), whole, 1 - 2.0 * (fraction < 0)))
-    row, whole, fraction = (
-        torch.stack(both) for both in zip(network.rows(scale, offset), network.rows(scale, offset - HALF), strict=True)
-    )
-    costs = Costs(cost_table(tables.with_parities(), device), row.long(), whole, 1 - 2.0 * (fraction < 0))
+        return Rounding(costs)
     if isinstance(tile.lattice, Diamond):
         position = coded.flatten(1).nonzero()[:, 1]
         return DiamondChoice(costs, position, torch.from_numpy(tile.lattice.wide).to(device)[coded])

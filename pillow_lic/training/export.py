@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pillow_lic.entropy.context import STEP_BITS, ExactContext
+from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import (
     ACTIVATION_BITS,
     GAIN_BITS,
@@ -22,12 +22,10 @@ from pillow_lic.entropy.exact import (
     MEAN_BITS,
     ExactHyperSynthesis,
 )
+from pillow_lic.entropy.ladder import FRACTION, RECIPROCAL_BITS, SHIFT_BITS, STEP_BITS
 from pillow_lic.entropy.units import (
     ACTIVATION_LIMIT,
     EXACT,
-    FRACTION,
-    RECIPROCAL_BITS,
-    SHIFT_BITS,
     WEIGHT_LIMIT,
 )
 from pillow_lic.entropy.volume import LAYERS as LAYERS_OF_VOLUME

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pillow_lic.entropy.exact import ACTIVATION_BITS, GAIN_BITS, LAYERS, MEAN_BITS
-from pillow_lic.entropy.units import FRACTION, SHIFT_BITS
+from pillow_lic.entropy.ladder import FRACTION, SHIFT_BITS
 from pillow_lic.entropy.units import LAYERS as LAYERS_OF_UNITS
 from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.errors import reading

@@ -113,6 +113,32 @@ def test_large_pictures_are_begun_one_by_one(images: list[Image.Image], monkeypa
     assert begun_before_the_first() < many
 
 
+def test_large_pictures_do_not_wait_for_others_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where a batch of one size might never be full."""
+    monkeypatch.setattr(batches._Batches, "limit", property(lambda self: 4, lambda self, value: None), raising=False)
+    photo = load("astronaut")
+    pictures = [np.asarray(photo.crop((0, 0, 64 + 16 * n, 64))) for n in range(14)]
+    files = list(batches.encode_many([(p, {}) for p in pictures], EncoderOptions()))
+
+    def begun_before_the_first() -> int:
+        begun: list[int] = []
+
+        def coming() -> Iterator[tuple[np.ndarray, dict[str, bytes]]]:
+            for n, picture in enumerate(pictures):
+                begun.append(n)
+                yield picture, {}
+
+        found = batches.encode_many(coming(), EncoderOptions())
+        first = next(found)
+        count = len(begun)
+        assert [first, *found] == files
+        return count
+
+    assert begun_before_the_first() == len(pictures)
+    monkeypatch.setattr(batches, "BEGUN_PIXELS", 64 * 80)
+    assert begun_before_the_first() < 6
+
+
 def test_what_is_wrong(images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
     data = coded(images[0])
     broken = bytearray(data)

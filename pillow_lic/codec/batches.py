@@ -40,7 +40,7 @@ BATCH_PIXELS = 16 * 2**20
 """Pixels of a batch: it takes about 100 bytes of memory for each."""
 
 BEGUN_PIXELS = 2 * BATCH_PIXELS
-"""Pixels of pictures that are begun before those ahead of them are through."""
+"""Pixels of pictures that are begun before those ahead of them are in work, and half of those in work together."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,6 +99,10 @@ def _in_turn(started: Iterator[Coming], batches: _Batches, threads: int | None =
     most = 2 * batches.limit + 2
     ahead: deque[Coming] = deque()
     waiting: deque[Coming] = deque()
+
+    def held(count: int) -> bool:
+        return len(waiting) > count or sum(map(_area, waiting)) > 2 * BEGUN_PIXELS
+
     while True:
         # However large they are, one is prepared beside the one in work.
         while len(ahead) < 2 or (len(ahead) < most and sum(map(_area, ahead)) < BEGUN_PIXELS):
@@ -111,9 +115,9 @@ def _in_turn(started: Iterator[Coming], batches: _Batches, threads: int | None =
         waiting.append(picture)
         with quiet(batches.device, threads):
             picture.send_to(batches)
-            if not ahead or len(waiting) > 4 * batches.limit:
+            if not ahead or held(4 * batches.limit):
                 batches.finish()
-        while waiting and not waiting[0].open and (waiting[0].ready or not ahead or len(waiting) > most):
+        while waiting and not waiting[0].open and (waiting[0].ready or not ahead or held(most)):
             yield waiting.popleft()
 
 

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from pillow_lic import container, options
+from pillow_lic.header import Animation
 from pillow_lic.inputs import check_pixels, mask_from, metadata_from, shown_metadata, times_of, whole_times
 from pillow_lic.plugin import METADATA, info_of
 
@@ -247,9 +248,9 @@ class LicPlugin(PluginV3):
         return image.getexif()
 
 
-def _animation(given: dict[str, Any], times: builtins.list[float]) -> container.Animation:
+def _animation(given: dict[str, Any], times: builtins.list[float]) -> Animation:
     """How to show frames; ``TypeError`` or ``ValueError`` for a loop that no file has."""
-    return container.Animation(given.get("loop") or 0, whole_times(times))
+    return Animation(given.get("loop") or 0, whole_times(times))
 
 
 def _coding(given: dict[str, Any]) -> options.EncoderOptions:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pillow_lic.container import CONTEXTS, MAX_TILE, QUANTIZERS
+from pillow_lic.header import CONTEXTS, MAX_TILE, QUANTIZERS
 
 QUALITY_MIN, QUALITY_MAX, QUALITY_STEPS = 1.0, 8.0, 256
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pillow_lic.container import fits_one_tile
+from pillow_lic.header import fits_one_tile
 from pillow_lic.models.transforms import LATENT_STRIDE
 
 Pixels = NDArray[np.uint8]

@@ -21,6 +21,7 @@ from pillow_lic.signature import accept
 
 if TYPE_CHECKING:
     from pillow_lic import container
+    from pillow_lic.header import Header
 
 FORMAT = "LIC"
 MIME = "image/x-lic"
@@ -114,7 +115,7 @@ class LicImageFile(ImageFile.ImageFile):
         self._size = self._drafted(header)
         return self.mode, (0, 0, header.width / self._scale, header.height / self._scale)
 
-    def _drafted(self, header: container.Header) -> tuple[int, int]:
+    def _drafted(self, header: Header) -> tuple[int, int]:
         """Width and height at the scale that frames are decoded at."""
         return -(-header.width // self._scale), -(-header.height // self._scale)
 
@@ -295,7 +296,7 @@ def is_lic(path: str | bytes, format: str | None) -> bool:
     return format.upper() == FORMAT if format else os.path.splitext(os.fsdecode(path))[1].lower() == EXTENSION
 
 
-def info_of(header: container.Header) -> dict[str, Any]:
+def info_of(header: Header) -> dict[str, Any]:
     """What ``im.info`` tells about the coding."""
     from pillow_lic import options
 
@@ -325,11 +326,12 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
 
     import numpy as np
 
-    from pillow_lic import codec, container
+    from pillow_lic import codec
+    from pillow_lic.header import Animation
 
     # loop=None is how callers of GIF's plugin say that they do not mind.
     loop = info.get("loop", im.info.get("loop")) or 0
-    several = container.Animation(loop, inputs.whole_times(times)) if len(frames) > 1 else None
+    several = Animation(loop, inputs.whole_times(times)) if len(frames) > 1 else None
     roi = inputs.mask_from(info.get("roi"), im)
     mask = None if roi is None else np.asarray(roi)
     with codec.reporting_to(info.get("progress")):

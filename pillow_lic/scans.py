@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pillow_lic.container import MAX_SCANS, Header
+from pillow_lic.container import MAX_SCANS
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
+from pillow_lic.header import Header
 from pillow_lic.models.loading import Model
 from pillow_lic.pixels import Tile
 from pillow_lic.quantizers import diamond

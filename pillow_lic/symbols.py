@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pillow_lic.container import Header
 from pillow_lic.devices import block_dtype
 from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.entropy.passes import Given
+from pillow_lic.header import Header
 from pillow_lic.models.compressai.family import Coded, FamilyModel
 from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import HYPER_STRIDE

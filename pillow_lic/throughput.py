@@ -14,7 +14,8 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from pillow_lic import codec, inputs, plugin
-from pillow_lic.container import Frame, Header
+from pillow_lic.container import Frame
+from pillow_lic.header import Header
 from pillow_lic.options import options_from
 from pillow_lic.pixels import Pixels
 

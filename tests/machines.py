@@ -83,7 +83,7 @@ def machine() -> str:
 
 def write(folder: Path, *, small: bool) -> None:
     """Code one picture in every way, and record the files, their pixels and what transcoding gives."""
-    from pillow_lic.container import QUANTIZERS
+    from pillow_lic.header import QUANTIZERS
     from pillow_lic.models.loading import load_model
 
     folder.mkdir(parents=True, exist_ok=True)

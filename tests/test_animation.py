@@ -14,7 +14,8 @@ from PIL import Image, ImageFile, ImageSequence
 import pillow_lic
 from pillow_lic import container
 from pillow_lic.cli import main
-from pillow_lic.container import Animation, Frame, Reader
+from pillow_lic.container import Frame, Reader
+from pillow_lic.header import Animation, Header
 
 
 @pytest.fixture
@@ -206,8 +207,8 @@ def test_convert_keeps_frames(frames: list[Image.Image], tmp_path: Path) -> None
 # -- container -----------------------------------------------------------------------------
 
 
-def header(frames: int) -> container.Header:
-    return container.Header(30, 20, "RGB", b"modelid8", 700, frames=frames)
+def header(frames: int) -> Header:
+    return Header(30, 20, "RGB", b"modelid8", 700, frames=frames)
 
 
 def test_a_frame_is_found_without_reading_those_before() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from pillow_lic import codec, container, devices
 from pillow_lic.codec import decoding
+from pillow_lic.header import Header
 from pillow_lic.models.loading import load_model
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import latent_size, put_pixels, tiles_of
@@ -92,7 +93,7 @@ def test_tiles_leave_no_seam(photo: Image.Image) -> None:
 def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None:
     """With the same latents, tiles with margins give the very pixels of one large tile."""
     model = load_model("mse")
-    header = container.Header(256, 192, "RGB", model.identity, 600)
+    header = Header(256, 192, "RGB", model.identity, 600)
     array = np.asarray(photo)
     rng = np.random.default_rng(0)
     h, w = latent_size(192), latent_size(256)
@@ -101,7 +102,7 @@ def test_synthesis_of_tiles_equals_that_of_the_whole(photo: Image.Image) -> None
     with torch.inference_mode():
         tile = next(iter(tiles_of(256, 192, 0)))
         put_pixels(whole, tile, decoding._pixels(decoding._View(model, header, y.device), tile, {0: y}))
-        split = container.Header(256, 192, "RGB", model.identity, 600, tile=64)
+        split = Header(256, 192, "RGB", model.identity, 600, tile=64)
         rows = {n: y[:, 4 * n : 4 * n + 4] for n in range(3)}
         for tile in tiles_of(256, 192, 64):
             put_pixels(tiled, tile, decoding._pixels(decoding._View(model, split, y.device), tile, rows))
@@ -176,7 +177,7 @@ def test_saving_inside_autocast_and_grad_changes_nothing(photo: Image.Image) -> 
 def test_stream_is_close_to_the_ideal_length(photo: Image.Image) -> None:
     model = load_model("mse")
     large = np.asarray(photo.resize((768, 512)))
-    header = container.Header(768, 512, "RGB", model.identity, 600)
+    header = Header(768, 512, "RGB", model.identity, 600)
     with torch.inference_mode():
         (tile,) = codec.analyse(model, large, header, CPU)
         ideal = model.tables.bits(tile.z, tile.z_index).sum() / 8
@@ -188,7 +189,7 @@ def test_stream_is_close_to_the_ideal_length(photo: Image.Image) -> None:
 def test_a_file_of_another_model_says_so(small: Image.Image, tmp_path: object) -> None:
     data = bytearray(coded(small))
     header = container.Reader(BytesIO(data)).header
-    other = container.Header(header.width, header.height, "RGB", b"\1\2\3\4\5\6\7\x08", header.quality_code)
+    other = Header(header.width, header.height, "RGB", b"\1\2\3\4\5\6\7\x08", header.quality_code)
     reader = container.Reader(BytesIO(data))
     reader.metadata()
     changed = container.write(other, {}, list(reader.frames()))

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pillow_lic import container
-from pillow_lic.container import Frame, Header, Reader
+from pillow_lic import header as lic_header
+from pillow_lic.container import Frame, Reader
+from pillow_lic.header import Header
 from pillow_lic.signature import accept
 
 HEADER = Header(300, 200, "RGB", b"modelid8", 700)
@@ -27,7 +29,7 @@ headers = st.builds(
     st.integers(1, 2048),
     st.sampled_from(("L", "RGB")),
     st.binary(min_size=8, max_size=8),
-    st.integers(0, container.MAX_QUALITY_CODE),
+    st.integers(0, lic_header.MAX_QUALITY_CODE),
 )
 
 
@@ -117,15 +119,15 @@ def test_a_false_length_allocates_nothing() -> None:
     data = container.write(HEADER, {}, [Frame([b"abcd"])])
     start = data.index(b"FRAM")
     with pytest.raises(OSError, match="truncated"):
-        read(data[:start] + b"FRAM" + container.write_varint(HEADER.max_length[b"FRAM"]) + b"abc")
+        read(data[:start] + b"FRAM" + lic_header.write_varint(HEADER.max_length[b"FRAM"]) + b"abc")
     with pytest.raises(OSError, match="too long for the picture"):
-        read(data[:start] + b"FRAM" + container.write_varint(HEADER.max_length[b"FRAM"] + 1) + b"abc")
+        read(data[:start] + b"FRAM" + lic_header.write_varint(HEADER.max_length[b"FRAM"] + 1) + b"abc")
     with pytest.raises(OSError, match="too long for the picture"):
-        read(data[:start] + b"ALPH" + container.write_varint(HEADER.max_length[b"ALPH"] + 1) + b"abc")
+        read(data[:start] + b"ALPH" + lic_header.write_varint(HEADER.max_length[b"ALPH"] + 1) + b"abc")
     with pytest.raises(OSError, match="truncated"):
-        read(data[:start] + b"junk" + container.write_varint(2**31 - 1) + b"abc")
+        read(data[:start] + b"junk" + lic_header.write_varint(2**31 - 1) + b"abc")
     with pytest.raises(OSError, match="too large"):
-        read(data[:start] + b"FRAM" + container.write_varint(2**34))
+        read(data[:start] + b"FRAM" + lic_header.write_varint(2**34))
 
 
 def test_metadata_that_unpack_to_too_much_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,10 +174,10 @@ def test_what_one_tile_may_hold_is_bounded() -> None:
 
 def test_flags_that_say_nothing_are_refused() -> None:
     payload = bytearray(HEADER.pack())
-    payload[4] |= container._TILED
+    payload[4] |= lic_header._TILED
     with pytest.raises(OSError, match="impossible size of tiles"):
         Header.unpack(bytes(payload) + b"\0")
-    payload[4] ^= container._TILED | container._MANY
+    payload[4] ^= lic_header._TILED | lic_header._MANY
     with pytest.raises(OSError, match="impossible values"):
         Header.unpack(bytes(payload) + b"\1")
 

@@ -15,8 +15,9 @@ from PIL import Image
 from test_exact import SETTINGS
 
 from pillow_lic import codec, container
-from pillow_lic.container import Coded, Frame, Header
+from pillow_lic.container import Coded, Frame
 from pillow_lic.entropy.passes import Given, Places, Schedule, padded
+from pillow_lic.header import Header
 from pillow_lic.models import loading
 from pillow_lic.models.context.network import ContextModel, UnitNetwork, positions
 from pillow_lic.models.context.schedule import (

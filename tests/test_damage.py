@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 import pillow_lic
 from pillow_lic import container, symbols
 from pillow_lic.container import Frame
+from pillow_lic.header import Header
 
 
 def outcome(data: bytes) -> str:
@@ -141,7 +142,7 @@ def test_bytes_after_the_last_frame_are_ignored(small: Image.Image) -> None:
 
 
 def test_forty_bytes_cannot_claim_a_gigapixel() -> None:
-    header = container.Header(2**24, 2**24, "RGB", b"12345678", 0, tile=512)
+    header = Header(2**24, 2**24, "RGB", b"12345678", 0, tile=512)
     data = container.write(header, {}, [Frame([b""])])
     assert len(data) < 60
     with pytest.raises(Image.DecompressionBombError):

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pillow_lic import container, symbols
-from pillow_lic.container import Header, Reader
+from pillow_lic.container import Reader
+from pillow_lic.header import CONTEXTS, MODES, QUANTIZERS, Header
 
 HERE = Path(__file__).parent
 
@@ -64,11 +65,11 @@ hostile_headers = st.builds(
     Header,
     st.integers(0, 2**25),
     st.integers(0, 2**25),
-    st.sampled_from(container.MODES),
+    st.sampled_from(MODES),
     st.binary(min_size=8, max_size=8),
     st.integers(0, 2**16 - 1),
-    st.sampled_from(container.CONTEXTS),
-    st.sampled_from(container.QUANTIZERS),
+    st.sampled_from(CONTEXTS),
+    st.sampled_from(QUANTIZERS),
     st.integers(0, 70).map(lambda n: 64 * n),
     st.integers(1, 2**17),
     st.booleans(),

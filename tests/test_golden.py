@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import pillow_lic
-from pillow_lic.container import CONTEXTS, QUANTIZERS, Reader
+from pillow_lic.container import Reader
+from pillow_lic.header import CONTEXTS, QUANTIZERS
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = (

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pillow_lic import container
 from pillow_lic.cli import main
+from pillow_lic.header import Header
 from pillow_lic.models import loading
 
 CHECKPOINTS = Path(__file__).parent / "published"
@@ -126,7 +127,7 @@ def test_files_of_shipped_models_need_no_name(photo: Image.Image) -> None:
 
 
 def test_a_name_is_only_shown() -> None:
-    header = container.Header(16, 16, "RGB", bytes(8), 0, model_name="a\nb\x1b[2J" + "ü" * 200)
+    header = Header(16, 16, "RGB", bytes(8), 0, model_name="a\nb\x1b[2J" + "ü" * 200)
     data = container.write(header, {}, [container.Frame([bytes(4)])])
     reader = container.Reader(io.BytesIO(data))
     reader.metadata()

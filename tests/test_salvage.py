@@ -16,7 +16,8 @@ from PIL import Image, ImageFile
 
 from pillow_lic import container
 from pillow_lic.codec import salvage
-from pillow_lic.container import Frame, Header
+from pillow_lic.container import Frame
+from pillow_lic.header import Header
 
 GOLDEN = Path(__file__).parent / "golden"
 MODEL = str(GOLDEN / "lattice.safetensors")

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pillow_lic
-from pillow_lic.cli.common import CONTEXTS, UsageError
+from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
 COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities")
@@ -23,7 +23,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--output", default="bench-results", metavar="DIR", help="JSON and plots (%(default)s)")
     parser.add_argument("--reference", metavar="DIR", help="published curves for the plot, in CompressAI's layout")
     parser.add_argument("--model", default="mse", help="model to encode with (%(default)s)")
-    parser.add_argument("--context", help=f"context model to encode with: {CONTEXTS}; default {DEFAULT_CONTEXT}")
+    parser.add_argument("--context", help=f"context model to encode with: {KNOWN_CONTEXTS}; default {DEFAULT_CONTEXT}")
     parser.add_argument("--quantizer", help="quantiser to encode with")
     parser.add_argument("--effort", type=int, default=0, help="effort to encode with, 0 to 9 (%(default)s)")
     parser.add_argument("--images", type=int, metavar="N", help="only so many images, evenly spread")

@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pillow_lic import container
+from pillow_lic.header import CONTEXTS, QUANTIZERS
 from pillow_lic.options import DEFAULT_CONTEXT, DEFAULT_LATTICE, TARGETS, TUNES, EncoderOptions, options_from
 
 ENCODER_OPTIONS = (
     "quality", *TARGETS, "context", "quantizer", "adaptive", "progressive", "effort", "tune", "model", "device",
     "threads",
 )  # fmt: skip
-CONTEXTS = ", ".join((*container.CONTEXTS, "auto"))
+KNOWN_CONTEXTS = ", ".join((*CONTEXTS, "auto"))
 
 
 class UsageError(Exception):
@@ -27,8 +27,8 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--target-size", type=int, metavar="BYTES", help="the best picture in so many bytes")
     group.add_argument("--target-bpp", type=float, metavar="BITS", help="the best picture in so many bits a pixel")
     group.add_argument("--target-psnr", type=float, metavar="DB", help="the smallest file of so many dB")
-    group.add_argument("--context", help=f"context model: {CONTEXTS}; default {DEFAULT_CONTEXT}")
-    group.add_argument("--quantizer", help=f"{', '.join(container.QUANTIZERS)}; default {DEFAULT_LATTICE}")
+    group.add_argument("--context", help=f"context model: {KNOWN_CONTEXTS}; default {DEFAULT_CONTEXT}")
+    group.add_argument("--quantizer", help=f"{', '.join(QUANTIZERS)}; default {DEFAULT_LATTICE}")
     where = group.add_mutually_exclusive_group()
     where.add_argument("--adaptive", action="store_true", default=None, help="bits where the picture looks worst")
     where.add_argument("--importance", dest="adaptive", action="store_const", const="importance",

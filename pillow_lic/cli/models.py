@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pillow_lic import container
 from pillow_lic.cli.common import UsageError
+from pillow_lic.header import QUANTIZERS
 from pillow_lic.options import quality_of
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def show_model(args: argparse.Namespace) -> None:
         rows["architecture"] = f"native, {model.arch.channels} channels, {model.arch.latents} latents"
         rows["qualities"] = "1 to 8, continuous"
         rows["contexts"] = ", ".join(("none", *model.contexts))
-        rows["quantizers"] = ", ".join(container.QUANTIZERS) if model.has_lattice else "scalar"
+        rows["quantizers"] = ", ".join(QUANTIZERS) if model.has_lattice else "scalar"
         rows["trained for"] = model.distortion
     for key in ("source", "calibration"):
         if key in manifest:

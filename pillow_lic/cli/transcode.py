@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pillow_lic
 from pillow_lic import container
-from pillow_lic.cli.common import CONTEXTS, UsageError, progress
+from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, progress
 from pillow_lic.options import EncoderOptions
 
 
@@ -17,7 +17,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("transcode", help="code a .lic file anew, same pixels", description=run.__doc__)
     parser.add_argument("source", metavar="SOURCE", help="a .lic file")
     parser.add_argument("target", metavar="TARGET", help="where to write the new one; may be the source")
-    parser.add_argument("--context", default="auto", help=f"{CONTEXTS}; default auto, the smallest")
+    parser.add_argument("--context", default="auto", help=f"{KNOWN_CONTEXTS}; default auto, the smallest")
     parser.set_defaults(run=run)
 
 

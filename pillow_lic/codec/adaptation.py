@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from pillow_lic import options
 from pillow_lic.codec.analysis import Part, analysed
 from pillow_lic.codec.common import crop, quality_tensor
-from pillow_lic.container import Header
 from pillow_lic.devices import block_dtype
 from pillow_lic.distortions import ssim_map
+from pillow_lic.header import Header
 from pillow_lic.models.loading import Model
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, latent_size

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pillow_lic import options
 from pillow_lic.codec.common import crop, quality_tensor
-from pillow_lic.container import Header
 from pillow_lic.devices import block_dtype
+from pillow_lic.header import Header
 from pillow_lic.models.loading import OneQuality
 from pillow_lic.pixels import Pixels, Tile, latent_size, tile_pixels, tiles_of
 from pillow_lic.quantizers import adaptive

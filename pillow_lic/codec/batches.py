@@ -24,8 +24,9 @@ from pillow_lic.codec.analysis import latents_of
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor
 from pillow_lic.codec.decoding import decode, tile_latents
 from pillow_lic.codec.encoding import encode, header_for, split_alpha
-from pillow_lic.container import Frame, Header
+from pillow_lic.container import Frame
 from pillow_lic.devices import WORTH_CUDA, block_dtype, choose_device, on_threads, quiet
+from pillow_lic.header import Header
 from pillow_lic.inputs import check_pixels
 from pillow_lic.models.loading import Model, OneQuality, load_model, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE

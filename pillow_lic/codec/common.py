@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pillow_lic import options
 from pillow_lic.codec import families
-from pillow_lic.container import Header
+from pillow_lic.header import Header
 from pillow_lic.models.compressai.family import Family
 from pillow_lic.models.loading import AnyModel
 from pillow_lic.pixels import Tile

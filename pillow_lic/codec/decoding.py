@@ -18,8 +18,9 @@ from pillow_lic import alpha, container, options
 from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
 from pillow_lic.codec.salvage import grey, intact_scans, salvaged
 from pillow_lic.codec.tiles import from_bytes, stack_from_bytes, stacks, to_bytes
-from pillow_lic.container import Coded, Frame, Header, Scans
+from pillow_lic.container import Coded, Frame, Scans
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
+from pillow_lic.header import Header
 from pillow_lic.models.draft import FITTED_SCALE, Draft, channels_for
 from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE

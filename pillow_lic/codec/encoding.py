@@ -21,9 +21,10 @@ from pillow_lic.codec.analysis import Part, analysed
 from pillow_lic.codec.common import contexts_to_try, crop, in_silence, quality_tensor, report
 from pillow_lic.codec.decoding import decode
 from pillow_lic.codec.tiles import to_bytes
-from pillow_lic.container import MAX_QUALITY_CODE, Animation, Coded, Frame, Header
+from pillow_lic.container import Coded, Frame
 from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
 from pillow_lic.entropy.exact import MEAN_BITS
+from pillow_lic.header import MAX_FRAMES, MAX_QUALITY_CODE, MAX_SIDE, Animation, Header, fits_one_tile
 from pillow_lic.inputs import check_pixels
 from pillow_lic.models.compressai.family import Family
 from pillow_lic.models.loading import AnyModel, Model, OneQuality, is_shipped, load_model
@@ -67,8 +68,8 @@ def encode(
     family = load_model(opts.model_name)
     if isinstance(family, Family):
         families.check(family, opts, roi)
-    if max(width, height) > container.MAX_SIDE or len(pictures) > container.MAX_FRAMES:
-        raise ValueError(f"LIC files have at most {container.MAX_SIDE} pixels a side and {container.MAX_FRAMES} frames")
+    if max(width, height) > MAX_SIDE or len(pictures) > MAX_FRAMES:
+        raise ValueError(f"LIC files have at most {MAX_SIDE} pixels a side and {MAX_FRAMES} frames")
     header = header_for(
         family, opts, width, height, mode, len(pictures), adaptive=roi is not None or bool(opts.adaptive)
     )
@@ -124,7 +125,7 @@ def header_for(
     reach = LATENT_STRIDE * family.at_quality(opts.quality_code)[0].arch.synthesis_margin
     if 0 < side < reach:
         raise ValueError(f"tile must be at least {reach} for this model, whose pixels depend on latents so far away")
-    if not side and not container.fits_one_tile(width, height):
+    if not side and not fits_one_tile(width, height):
         raise ValueError(f"a picture of {width}x{height} pixels is too large for one tile; leave tile out")
     return Header(
         width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, frames,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pillow_lic.codec.tiles import from_bytes
-from pillow_lic.container import Coded, Header, Scans
+from pillow_lic.container import Coded, Scans
+from pillow_lic.header import Header
 from pillow_lic.models.loading import OneQuality
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Tile, tiles_of

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from pillow_lic.container import Coded, Header, Scans
+from pillow_lic.container import Coded, Scans
+from pillow_lic.header import Header
 from pillow_lic.models.context.schedule import VOLUME
 from pillow_lic.models.loading import Model, OneQuality
 from pillow_lic.pixels import Tile

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from pillow_lic import codec, container
 from pillow_lic.bench.metrics import bd_rate
-from pillow_lic.container import Header
 from pillow_lic.devices import WORTH_CUDA, choose_device
+from pillow_lic.header import Header
 from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from pillow_lic import container
-from pillow_lic.container import ALPHA, ANIMATION, FRAME, HEAD, METADATA, Header, read_varint, write_varint
+from pillow_lic.container import ANIMATION, HEAD, METADATA
+from pillow_lic.header import ALPHA, CONTEXTS, FRAME, MODES, QUANTIZERS, Header, read_varint, write_varint
 from pillow_lic.signature import SIGNATURE
 
 KINDS = (HEAD, ANIMATION, ALPHA, FRAME, *METADATA.values(), b"newx", b"Newx", b"\0\0\0\0")
@@ -135,9 +136,9 @@ def with_header(chunks: list[Chunk], rng: Random) -> None:
         (
             {"width": rng.randrange(1, 300)},
             {"height": rng.randrange(1, 300)},
-            {"mode": rng.choice(container.MODES)},
-            {"context": rng.choice(container.CONTEXTS)},
-            {"quantizer": rng.choice(container.QUANTIZERS)},
+            {"mode": rng.choice(MODES)},
+            {"context": rng.choice(CONTEXTS)},
+            {"quantizer": rng.choice(QUANTIZERS)},
             {"quality_code": rng.randrange(1793)},
             {"tile": 64 * rng.randrange(33)},
             {"frames": rng.randrange(1, 6)},

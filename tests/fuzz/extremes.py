@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from fuzz.seeds import MODEL
 from pillow_lic import container
 from pillow_lic.codec.tiles import to_bytes
-from pillow_lic.container import MAX_SCANS, MODES, QUANTIZERS, Animation, Frame, Header
+from pillow_lic.container import MAX_SCANS, Frame
 from pillow_lic.entropy.coder import LIMIT
+from pillow_lic.header import MODES, QUANTIZERS, Animation, Header
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.pixels import Tile, tiles_of

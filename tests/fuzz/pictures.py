@@ -7,7 +7,7 @@ import zlib
 from random import Random
 
 from fuzz.cases import Chunk, assemble, noise, parse, scarred
-from pillow_lic.container import ALPHA
+from pillow_lic.header import ALPHA
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pillow_lic.container import QUANTIZERS
+from pillow_lic.header import QUANTIZERS
 from pillow_lic.models.loading import load_model
 
 HERE = Path(__file__).resolve().parent

@@ -26,7 +26,7 @@ def main() -> None:
     from test_volume import volume
 
     import pillow_lic
-    from pillow_lic.container import QUANTIZERS
+    from pillow_lic.header import QUANTIZERS
     from pillow_lic.models.context.schedule import WHOLE
     from pillow_lic.models.loading import load_model
     from pillow_lic.training.export import write_volume
@@ -70,7 +70,7 @@ def everything(picture: Image.Image, fade: Image.Image) -> None:
 def recode(folder: Path = HERE) -> None:
     """Code the files without a context with the others."""
     import pillow_lic
-    from pillow_lic.container import CONTEXTS, QUANTIZERS
+    from pillow_lic.header import CONTEXTS, QUANTIZERS
 
     wanted = [(name, "volume") for name in PLAIN]
     wanted += [(name, c) for name in ("scalar-none", *(f"scans-{q}-none" for q in QUANTIZERS)) for c in CONTEXTS[1:]]

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from pillow_lic.container import MAX_QUALITY_CODE
 from pillow_lic.entropy.coder import LIMIT as SYMBOL_LIMIT
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.tables import Tables
+from pillow_lic.header import MAX_QUALITY_CODE
 from pillow_lic.models.compressai.exact import (
     LIMIT,
     MEAN_BITS,

@@ -77,6 +77,11 @@ def test_qualities() -> None:
     published = ["mbt2018-mean-1-e522738d.pth.tar", "mbt2018-mean-8-8089ae3e.pth.tar"]
     assert list(qualities_of(published)) == [1, 8]
     assert qualities_of(["a.pth"]) == {4.0: Path("a.pth")}
+    assert qualities_of(["2=lambda=0.01/ck.pth", "my-3-layers-7.pth"]) == {
+        2.0: Path("lambda=0.01/ck.pth"), 7.0: Path("my-3-layers-7.pth"),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="both of quality"):
+        qualities_of(["2=a.pth", "2.001=b.pth"])
     assert qualities_of(["3=a.pth", "2.5=b-7.pth"]) == {2.5: Path("b-7.pth"), 3.0: Path("a.pth")}
     with pytest.raises(ValueError, match=r"x-3\.pth and 3=|x-3\.pth and y\.pth are both of quality 3"):
         qualities_of(["x-3.pth", "3=y.pth"])

@@ -21,7 +21,7 @@ from pillow_lic.training import importance, probabilities, validate
 from pillow_lic.training.data import Crops, image_files
 from pillow_lic.training.export import write_model
 from pillow_lic.training.importing import weights_of
-from pillow_lic.training.loop import LATENT_SIDE, Loss, Trainer, rate_factor, stratified_qualities
+from pillow_lic.training.loop import LATENT_SIDE, Loss, Trainer, quality_tables, rate_factor, stratified_qualities
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
 from pillow_lic.training.recipe import OPTIMISERS, Batches, Correlation, Optimiser, Recipe, Schedule, load_recipe
@@ -170,6 +170,86 @@ def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
             Trainer(replace(RECIPE, **change), IMAGES).restore(checkpoint)
 
 
+def test_a_run_goes_on_with_the_start_it_had(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("other", 2)):
+        first = Trainer(replace(RECIPE, seed=seed), IMAGES)
+        first.train(stop_after=0)
+        first.save_weights(tmp_path / f"{name}.pt")
+    run = Trainer(RECIPE, IMAGES)
+    run.start_from(tmp_path / "one.pt")
+    run.train(tmp_path / "c.pt", stop_after=0)
+    for same in ((), (tmp_path / "one.pt",)):
+        again = Trainer(RECIPE, IMAGES)
+        again.restore(tmp_path / "c.pt", same)
+        assert again.step == 1
+    with pytest.raises(ValueError, match="began with other weights"):
+        Trainer(RECIPE, IMAGES).restore(tmp_path / "c.pt", (tmp_path / "other.pt",))
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "one.pt").read_bytes()[:5000])
+    (tmp_path / "recipe.toml").write_text("name = 'x'")
+    for wrong in ("cut.pt", "recipe.toml"):
+        with pytest.raises(ValueError, match=f"{wrong} is no run's"):
+            Trainer(RECIPE, IMAGES).start_from(tmp_path / wrong)
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    first = Trainer(RECIPE, IMAGES)
+    first.train(tmp_path / "c.pt", stop_after=0)
+    kept = (tmp_path / "c.pt").read_bytes()
+    second = Trainer(RECIPE, IMAGES)
+    second.restore(tmp_path / "c.pt")
+    with torch.no_grad():
+        second.model.log_gain.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="step"):
+        second.train(tmp_path / "c.pt")
+    assert (tmp_path / "c.pt").read_bytes() == kept
+
+
+def test_windows_over_eight_channels_are_no_tables_by_quality() -> None:
+    recipe = replace(RECIPE, contexts={"channel": ContextShape((8, 20), width=16)})
+    model = recipe.make_model()
+    tables = {id(p) for p in quality_tables(model)}
+    names = {name for name, p in model.named_parameters() if id(p) in tables}
+    assert {"log_gain", "z_index", "hyper_synthesis.leave.bias", "contexts.channel.networks.1.enter.bias"} <= names
+    assert not any("window" in name for name in names)
+    assert dict(model.named_parameters())["contexts.channel.networks.1.value_window"].shape == (8, 25)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pictures_of_more_bits_are_not_learned_from_as_white(mode: str, tmp_path: Path) -> None:
+    Image.fromarray(np.full((80, 80), 9000, {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])).save(
+        tmp_path / "deep.tif"
+    )
+    with pytest.raises(ValueError, match=rf"deep\.tif .* mode is {mode}"):
+        Crops(tmp_path, 64, torch.device("cpu"))
+
+
+def test_pictures_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 80), (9, 8, 7)).save(tmp_path / "a.png")
+    Image.new("RGB", (70, 64), (1, 2, 3)).save(tmp_path / "b.png")
+    Image.new("RGB", (100, 50)).save(tmp_path / "c.png")
+    crops = Crops(tmp_path, 64, torch.device("cpu"))
+    assert (crops.count, crops.too_small) == (2, 1)
+    seen = crops.batch(64, torch.Generator().manual_seed(1)) + 127.5
+    assert {tuple(x) for x in seen[:, :, 5, 5].tolist()} == {(9.0, 8.0, 7.0), (1.0, 2.0, 3.0)}
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"d\.png is no picture"):
+        Crops(tmp_path, 64, torch.device("cpu"))
+
+
+def test_exporting_again_leaves_those_who_read_the_old_model_alone(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    model = RECIPE.make_model()
+    write_model(model, path, probabilities.make_tables())
+    picture = Image.open(IMAGES / "astronaut.png").convert("RGB").resize((128, 96))
+    data = coded(picture, model=str(path))
+    before = np.asarray(Image.open(BytesIO(data)))
+    with torch.no_grad():
+        model.log_inverse_gain.add_(0.5)
+    write_model(model, path, probabilities.make_tables())
+    assert np.array_equal(np.asarray(Image.open(BytesIO(data))), before)
+    assert coded(picture, model=str(path)) != data
+
+
 def test_the_last_stage_moves_the_decoder_only(tmp_path: Path) -> None:
     first = Trainer(RECIPE, IMAGES)
     first.train(tmp_path / "joint.pt")
@@ -249,6 +329,19 @@ def test_settings_that_make_no_sense_fail_at_once(tmp_path: Path) -> None:
         replace(RECIPE, stage="contexts")
     with pytest.raises(ValueError, match="share of the samples"):
         replace(RECIPE, lattice=1.5)
+    with pytest.raises(ValueError, match="at least one way of coding"):
+        replace(RECIPE, rate={})
+    for wrong in ({"seed": "x"}, {"ema": 2.0}):
+        with pytest.raises(ValueError, match="seed must be"):
+            replace(RECIPE, **wrong)
+    with pytest.raises(ValueError, match="distortion must be"):
+        replace(RECIPE, distortion="ssim-sensitive")
+    with pytest.raises(ValueError, match="threads must be"):
+        train(RECIPE, IMAGES, tmp_path / "m.safetensors", tmp_path / "run", threads=-1)
+    (tmp_path / "small").mkdir()
+    Image.new("RGB", (60, 60)).save(tmp_path / "small" / "a.png")
+    with pytest.raises(ValueError, match="64 pixels"):
+        train(RECIPE, IMAGES, tmp_path / "m.safetensors", tmp_path / "run", validation=tmp_path / "small")
     short = replace(RECIPE, schedule=Schedule(steps=5))
     assert not train(short, IMAGES, tmp_path / "run" / "m.safetensors", tmp_path / "run", stop_after=0)
 

@@ -90,7 +90,10 @@ def show_model(args: argparse.Namespace) -> None:
     print(model.path.stem)
     for key, value in rows.items():
         print(f"  {key:<13} {value}")
-    for entry in manifest.get("qualities", []):
+    said = manifest.get("qualities")
+    for entry in said if isinstance(said, list) else []:
+        if not isinstance(entry, dict) or not {"quality", "checkpoint", "cost_percent"} <= entry.keys():
+            continue
         print(f"  quality {entry['quality']:<5g} {entry['checkpoint']}, exactness costs {entry['cost_percent']:+.3f} %")
 
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pillow_lic import atomic
 from pillow_lic.models.errors import finite, reading
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ def save_beside(model: Path, suffix: str, identity: bytes, tensors: Mapping[str,
     """Write tensors in half precision beside their model."""
     halves = {name: value.detach().half() for name, value in tensors.items()}
     # Not save_file, which makes files that only their owner can read.
-    model.with_suffix(suffix).write_bytes(save(halves, {"model": identity.hex()}))
+    atomic.write(str(model.with_suffix(suffix)), save(halves, {"model": identity.hex()}))
 
 
 def load_beside(model: Path, suffix: str, identity: bytes, make: Callable[[dict[str, Tensor]], T]) -> T | None:

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pillow_lic.devices import on_threads
+from pillow_lic.distortions import DISTORTIONS
 from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
@@ -260,8 +261,11 @@ def verify(model: AnyModel) -> None:
         return
     model.analysis(device, torch.float32), model.synthesis(device, torch.float32)
     model.hyper_analysis(device, torch.float32)
-    for name in (*model.contexts, *([HYPER] if model.hyper else [])):
+    for name in (*model.contexts, *([HYPER] if model.hyper else []), *(["none"] if model.has_lattice else [])):
         model.context(name, device)
+    model.draft(device)
+    with reading(model.path):
+        load_importance(model.path, model.identity, model.arch.latents, device)
 
 
 def _identity_or_none(path: Path) -> bytes | None:
@@ -370,9 +374,11 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     hyper = contexts.pop(HYPER, None)
     _check_shapes(part, arch)
     exact = ExactHyperSynthesis(part, len(tables))
-    lattice = about.get("lattice")
-    if lattice is not None and not 0 <= lattice < len(tables):
+    lattice, distortion = about.get("lattice"), about.get("distortion", "mse")
+    if lattice is not None and (type(lattice) is not int or not tables.skip <= lattice < len(tables)):
         raise ValueError(f"{path} is damaged: impossible lattice")
+    if distortion not in DISTORTIONS:
+        raise ValueError(f"{path} is damaged: it was trained for an unknown distortion")
     if _has_volume(path, identity):
         contexts[VOLUME] = WHOLE
-    return Model(path, identity, arch, tables, exact, kept, contexts, about.get("distortion", "mse"), lattice, hyper)
+    return Model(path, identity, arch, tables, exact, kept, contexts, distortion, lattice, hyper)

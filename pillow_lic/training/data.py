@@ -22,9 +22,27 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def load_rgb(path: str | Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8, upright."""
-    with Image.open(path) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    """An image as (H, W, 3) uint8, upright; ``ValueError`` if it cannot be read or has more than 8 bits a channel,
+    which a conversion would make all white.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode[:1] in "IF":
+                raise ValueError(f"its mode is {image.mode}, and pictures here have 8 bits a channel")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is no picture to learn from: {error}") from error
+
+
+def _flat(arrays: list[np.ndarray]) -> np.ndarray:
+    """All pixels, (n, 3), picture by picture; takes the pictures out of the list, so that none is held twice."""
+    flat = np.empty((sum(a.shape[0] * a.shape[1] for a in arrays), 3), np.uint8)
+    at = 0
+    while arrays:
+        pixels = arrays.pop(0).reshape(-1, 3)
+        flat[at : at + len(pixels)] = pixels
+        at += len(pixels)
+    return flat
 
 
 class Crops:
@@ -35,14 +53,14 @@ class Crops:
     """
 
     def __init__(self, folder: str | Path, size: int, device: torch.device) -> None:
-        arrays = [a for f in image_files(folder) if min((a := load_rgb(f)).shape[:2]) >= size]
+        files = image_files(folder)
+        arrays = [a for f in files if min((a := load_rgb(f)).shape[:2]) >= size]
         if not arrays:
             raise ValueError(f"no image in {folder} has {size} pixels on its smaller side")
-        flat = np.concatenate([a.reshape(-1, 3) for a in arrays])
         shapes = torch.tensor([a.shape[:2] for a in arrays])
         area = shapes[:, 0] * shapes[:, 1]
-        self.count = len(arrays)
-        self.pixels = torch.from_numpy(flat).to(device)
+        self.count, self.too_small = len(arrays), len(files) - len(arrays)
+        self.pixels = torch.from_numpy(_flat(arrays)).to(device)
         self.start = (area.cumsum(0) - area).to(device)
         self.height, self.width = shapes[:, 0].to(device), shapes[:, 1].to(device)
         self.share = (area / area.sum()).to(device)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pillow_lic import atomic
 from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import (
     ACTIVATION_BITS,
@@ -207,7 +208,8 @@ def write_model(
     }
     about["distortion"] = distortion  # what encoders search by
     data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
-    path.write_bytes(data)  # not save_file, which makes files that only their owner can read
+    # At once: processes that have the old model open go on with it.
+    atomic.write(str(path), data)
 
 
 def write_volume(
@@ -220,9 +222,9 @@ def write_volume(
         tensors[f"{kind}.frequencies"], tensors[f"{kind}.lengths"] = map(torch.from_numpy, made)
     ExactVolume(owner.arch.latents, tensors, SCALES, torch.device("cpu")).check(owner.arch.hyper_channels)
     data = save({k: v.contiguous().cpu() for k, v in tensors.items()}, metadata={"model": owner.identity.hex()})
-    owner.path.with_suffix(VOLUME_SUFFIX).write_bytes(data)
+    atomic.write(str(owner.path.with_suffix(VOLUME_SUFFIX)), data)
 
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
     """Write the manifest that tells people where a model comes from."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    atomic.write(str(path), (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())

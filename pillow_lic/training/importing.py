@@ -45,8 +45,9 @@ def weights_of(name: str | Path) -> dict[str, Any]:
             parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             average |= {f"contexts.{name}.networks.{k}": v for k, v in _context(parts)}
     told = manifest_of(model.path)
-    history = told["training"]["stages"] if told.get("identity") == model.identity.hex() else []
-    return {"average": average, "contexts": contexts, "history": history}
+    training = told.get("training") if told.get("identity") == model.identity.hex() else None
+    history = training.get("stages", []) if isinstance(training, dict) else []
+    return {"average": average, "contexts": contexts, "history": history, "distortion": model.distortion}
 
 
 def _hyper_synthesis(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from pillow_lic.devices import block_dtype
 from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, SKIP, HyperpriorModel
+from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.training import distributed
 from pillow_lic.training.data import Crops
@@ -33,8 +36,9 @@ LATENT_SIDE = ("analysis.", "hyper_analysis.", "log_gain", "z_inverse_gain", "z_
 
 def learns(parameter: str, recipe: Recipe) -> bool:
     """Whether a parameter is trained in the recipe's stage."""
-    if recipe.stage == "contexts":
-        return parameter.startswith(tuple(f"contexts.{name}." for name in (*recipe.rate, HYPER)))
+    asked = parameter.startswith(tuple(f"contexts.{name}." for name in (*recipe.rate, HYPER)))
+    if recipe.stage == "contexts" or parameter.startswith("contexts."):
+        return asked
     return recipe.stage == "joint" or not parameter.startswith(LATENT_SIDE)
 
 
@@ -88,6 +92,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.started = False
+        self.origin: list[str] = []
         self._zero = torch.zeros((), device=self.device)
         for name, p in self.model.named_parameters():
             p.requires_grad_(learns(name, recipe))
@@ -109,6 +114,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
+            "origin": self.origin,
         }
         _write(state, path)
 
@@ -125,17 +131,24 @@ class Trainer:
         }
         _write(state, path)
 
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of the same architecture (the schedule may differ)."""
+    def restore(self, path: Path, start: Sequence[Path] = ()) -> None:
+        """Continue from a checkpoint of the same architecture (the schedule may differ), if it is of a run that began
+        with the weights of ``start``, where any are named.
+        """
         state = torch.load(path, map_location=self.device, weights_only=True)
         saved = recipe_from(state["recipe"])
-        if (saved.model, saved.contexts) != (self.recipe.model, self.recipe.contexts):
+        # Parameters are told apart by their place: context models come in the same order, too.
+        shapes = [(r.model, list(r.contexts.items())) for r in (saved, self.recipe)]
+        if shapes[0] != shapes[1]:
             raise ValueError(f"{path} holds another architecture than the recipe's: {saved.model}")
         differs = [f.name for f in fields(saved) if getattr(saved, f.name) != getattr(self.recipe, f.name)]
         if differs := sorted(set(differs) - {"name", "schedule"}):
             raise ValueError(
                 f"{path} is of a run with another {', '.join(differs)}; remove it or choose another folder"
             )
+        self.origin = state.get("origin", [])
+        if start and "origin" in state and self.origin != [_digest(p) for p in start]:
+            raise ValueError(f"{path} is of a run that began with other weights; remove it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):
@@ -152,6 +165,9 @@ class Trainer:
         Raises ``ValueError`` if other networks have other shapes.
         """
         saved = [self._weights_of(path) for path in paths]
+        told = saved[0].get("recipe", saved[0])["distortion"]
+        if self.recipe.stage == "contexts" and told != self.recipe.distortion:  # which the model's file will tell
+            raise ValueError(f"{paths[0]} was trained for {told!r}: the recipe's distortion must be the same")
         self.history = [*saved[0].get("history", []), *([stage_of(saved[0])] if "recipe" in saved[0] else [])]
         own = self.model.state_dict()
         state: dict[str, Tensor] = {}
@@ -162,11 +178,18 @@ class Trainer:
             raise ValueError(f"{', '.join(map(str, paths))}: networks of other shapes than the recipe's")
         self.model.load_state_dict(state, strict=False)
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        self.started = True
+        self.started, self.origin = True, [_digest(path) for path in paths]
 
     def _weights_of(self, path: Path) -> dict[str, Any]:
         if path.suffix not in (".safetensors", ""):
-            found: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            try:
+                found: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+                if not path.exists():
+                    raise
+                raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt") from error
+            if not isinstance(found, dict) or not {"average", "recipe"} <= found.keys():
+                raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt")
             return found
         found = weights_of(path)
         found["average"] = {name: value.to(self.device) for name, value in found["average"].items()}
@@ -220,16 +243,24 @@ class Trainer:
             now = time.monotonic()
             self.seconds = before + now - started
             if self.step % LOG_STEPS == 0:
+                self._check(sums)
                 self._report(torch.stack(sums).mean(dim=0).tolist(), on_log)
                 sums.clear()
             if checkpoint and now - saved > CHECKPOINT_SECONDS:
+                self._check(sums)
                 self.save(checkpoint)
                 saved = now
             if stop_after is not None and now - called > 60 * stop_after:
                 break
+        self._check(sums)
         if checkpoint:
             self.save(checkpoint)
         return finished
+
+    def _check(self, sums: list[Tensor]) -> None:
+        """``FloatingPointError`` if the loss is no number any more: the last checkpoint that was stays."""
+        if sums and not math.isfinite(float(torch.stack(sums)[:, 0].sum())):
+            raise FloatingPointError(f"the loss is not finite at step {self.step}")
 
     def _warm_up(self, compute: nn.Module) -> None:
         """Have a GPU's compiler do its work, which is no training and does not count as such."""
@@ -277,8 +308,6 @@ class Trainer:
         torch._foreach_lerp_(list(self.average.values()), live, 1 - decay)
 
     def _report(self, values: list[float], on_log: Callable[[dict[str, Any]], None] | None) -> None:
-        if not math.isfinite(values[0]):
-            raise FloatingPointError(f"the loss is not finite at step {self.step}")
         record = {"step": self.step, "seconds": round(self.seconds, 1)}
         record["progress"] = round(progress(self.recipe.schedule, self.step, self.seconds), 4)
         names = (
@@ -306,6 +335,14 @@ def _same_contexts(saved: dict[str, Any], own: dict[str, Tensor], recipe: Recipe
         if same and all(k in own and own[k].shape == size for k, size in given.items()):
             found.append(prefix)
     return tuple(found)
+
+
+def _digest(path: Path) -> str:
+    """What tells weights apart: a model's identity, or as much of a checkpoint's hash."""
+    if path.suffix in (".safetensors", ""):
+        return load_model(str(path)).identity.hex()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
@@ -343,7 +380,9 @@ def stratified_qualities(count: int, generator: torch.Generator) -> Tensor:
 
 def quality_tables(model: nn.Module) -> list[nn.Parameter]:
     """Every parameter that is a table by quality, (8, n)."""
-    return [p for p in model.parameters() if p.dim() == 2 and p.shape[0] == QUALITIES]
+    # By name as well: windows over eight channels have the same shape.
+    tables = [p for name, p in model.named_parameters() if name.endswith(("bias", "gain", "z_mean", "z_index"))]
+    return [p for p in tables if p.dim() == 2 and p.shape[0] == QUALITIES]
 
 
 def cubics(count: int) -> Tensor:

@@ -19,6 +19,9 @@ from pillow_lic.training.surrogates import QUANTISATIONS
 
 OPTIMISERS = ("muon", "soap", "adam")
 
+LOSSES = [name for name in DISTORTIONS if name != "ssim-sensitive"]
+"""Distortions to train for; what is left out is for the search."""
+
 STAGES = ("joint", "contexts", "decoder")
 
 
@@ -125,12 +128,16 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("stage", self.stage, STAGES)
-        _one_of("distortion", self.distortion, DISTORTIONS)
+        _one_of("distortion", self.distortion, LOSSES)
         _one_of("quantisation", self.quantisation, QUANTISATIONS)
         if self.distortion == "ms-ssim" and self.batches.size < MS_SSIM_SIDE:
             raise ValueError(f"MS-SSIM needs crops of at least {MS_SSIM_SIDE} pixels")
         if not 0 <= self.lattice <= 1:
             raise ValueError(f"lattice, a share of the samples, must be 0 to 1, not {self.lattice}")
+        if not isinstance(self.seed, int) or not 0 <= self.ema < 1:
+            raise ValueError(f"seed must be a whole number and ema 0 to 1, not {self.seed!r} and {self.ema!r}")
+        if not isinstance(self.rate, dict) or not self.rate:
+            raise ValueError("[rate] must name at least one way of coding: without a rate, files may grow at will")
         for name, shape in self.contexts.items():
             if name != VOLUME:
                 units_of(name, channels_of(name, self.model)[0], shape)
@@ -186,6 +193,8 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     built: dict[str, Any] = {}
     for key, value in values.items():
         if key == "contexts":
+            if not isinstance(value, dict):
+                raise ValueError("[contexts] must be a table")
             built[key] = {name: _section(ContextShape, f"contexts.{name}", v) for name, v in value.items()}
             continue
         built[key] = _section(parts[key], key, value) if key in parts else value

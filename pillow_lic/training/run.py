@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -29,7 +30,6 @@ from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import EncoderOptions
 from pillow_lic.symbols import CodedTile, flat, given, given_of_z
 from pillow_lic.training import distributed, export, validate
-from pillow_lic.training.data import image_files
 from pillow_lic.training.draft import write_draft
 from pillow_lic.training.loop import Trainer, progress
 from pillow_lic.training.probabilities import (
@@ -41,6 +41,7 @@ from pillow_lic.training.probabilities import (
 )
 from pillow_lic.training.recipe import Recipe
 
+_PACKAGE = Path(__file__).resolve().parent.parent
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 TABLE_IMAGES = 400
@@ -67,6 +68,8 @@ def train(
     the call first.  Raises ``OSError`` for missing folders, ``ValueError`` for images too small and settings that
     make no sense.
     """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
     if threads:
         torch.set_num_threads(threads)
     if output.suffix != ".safetensors":
@@ -79,7 +82,7 @@ def train(
     if validation is not None:
         import bjontegaard  # noqa: F401  (better now than after hours of training)
 
-        image_files(validation)
+        validate.validation_images(validation)
     device = distributed.device_of(device)
     choose_device(device, WORTH_CUDA)  # a clear error if it is not there
     with distributed.together(device):
@@ -113,9 +116,11 @@ def _run_stage(
     """Train to the end of the schedule or of this call; whether it is the schedule's."""
     _say(f"decoding the images of {data}")
     trainer = Trainer(recipe, data, device)
+    if trainer.crops.too_small:
+        _say(f"{trainer.crops.too_small} images are smaller than a crop and left out, {trainer.crops.count} remain")
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
-        trainer.restore(checkpoint)
+        trainer.restore(checkpoint, start)
         _say(f"continuing {checkpoint} at step {trainer.step}, {trainer.seconds / 60:.1f} minutes done")
     elif start:
         trainer.start_from(*start)
@@ -126,6 +131,8 @@ def _run_stage(
         finished = trainer.train(checkpoint, log.write, stop_after)
     if trainer.step > before or not weights.exists():  # as they were, byte for byte, for what is made from them
         trainer.save_weights(weights)
+    if trainer.step == before:
+        _say(f"the run in {folder} is over: nothing was trained; remove it, or choose another folder with --run")
     if not finished:
         _say(f"stopped at step {trainer.step}; the same command goes on from {checkpoint}")
     return trainer, finished
@@ -164,7 +171,7 @@ def finish(
     results["integer_cost_percent"] = validate.conversion_cost(model, images[:COST_IMAGES])
     for stop, (bpp, psnr) in zip(validate.STOPS, curve, strict=True):
         results |= {f"validation_bpp_{stop}": bpp, f"validation_psnr_{stop}": psnr}
-    return {k: round(v, 4) for k, v in results.items()}
+    return {k: round(v, 4) for k, v in results.items() if math.isfinite(v)}
 
 
 def _seen_tiles(
@@ -209,7 +216,7 @@ def manifest(
     recipe: Recipe, output: Path, data: str | Path, about: dict[str, Any], results: dict[str, float]
 ) -> dict[str, Any]:
     """What people want to know of a model: where it comes from and what it achieves."""
-    sources = Path(data) / "SOURCES.md"
+    ours = (_PACKAGE.parent / "pyproject.toml").exists() and (Path(data) / "SOURCES.md").exists()
     return {
         "name": output.stem,
         "identity": load_model(str(output)).identity.hex(),
@@ -222,7 +229,7 @@ def manifest(
             "commit": _commit(),
             "finished": datetime.now(UTC).date().isoformat(),
             "torch": torch.__version__,
-            "sources": "docs/training-data.md" if sources.exists() else str(Path(data).name),
+            "sources": "docs/training-data.md" if ours else Path(data).resolve().name,
         },
         "results": results,
     }
@@ -273,7 +280,9 @@ class _Log:
 
 def _commit() -> str | None:
     """The commit of this code, if it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    if not (_PACKAGE.parent / "pyproject.toml").exists():  # installed, perhaps inside of somebody's own repository
+        return None
+    command = ["git", "-C", str(_PACKAGE), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -30,13 +30,17 @@ SIDE_UNIT = 64
 
 
 def validation_images(folder: str | Path, limit: int | None = None) -> list[Pixels]:
-    """Images of a folder, cut to sides that are multiples of 64, which the estimate needs."""
+    """Images of a folder, cut to sides that are multiples of 64, which the estimate needs; ``ValueError`` if there are
+    none as large.
+    """
     found = []
     for file in image_files(folder)[:limit]:
         pixels = load_rgb(file)
         h, w = (n // SIDE_UNIT * SIDE_UNIT for n in pixels.shape[:2])
         if h and w:
             found.append(pixels[:h, :w])
+    if not found:
+        raise ValueError(f"no image in {folder} has {SIDE_UNIT} pixels on its smaller side")
     return found
 
 

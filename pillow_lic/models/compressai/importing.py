@@ -72,22 +72,26 @@ def qualities_of(checkpoints: Sequence[str]) -> dict[float, Path]:
     """
     found: dict[float, Path] = {}
     for given in checkpoints:
-        said, _, rest = given.rpartition("=") if re.match(r"[0-9.]+=", given) else ("", "", given)
+        said, _, rest = given.partition("=") if re.match(r"[0-9.]+=", given) else ("", "", given)
         path = Path(rest)
         # The last number between dashes: architectures have numbers in their names, too.
         numbers = re.findall(r"(?<=-)([1-8])(?=[-.])", re.sub(r"mbt2018|bmshj2018|cheng2020", "", path.name))
         if not said and not numbers and len(checkpoints) > 1:
             raise ValueError(f"the quality of {path} cannot be told from its name; write QUALITY={path}")
         try:
-            quality = float(said or (numbers[0] if numbers else 4))
+            quality = float(said or (numbers[-1] if numbers else 4))
         except ValueError:
             raise ValueError(f"{said!r} is no quality; write a number from 1 to 8 before {path}") from None
         if not 1 <= quality <= 8:
             raise ValueError(f"the quality of {path} must be a number from 1 to 8, not {quality:g}")
-        if quality in found:
-            raise ValueError(f"{found[quality]} and {path} are both of quality {quality:g}; a family has one of each")
+        if (same := next((q for q in found if _code(q) == _code(quality)), None)) is not None:
+            raise ValueError(f"{found[same]} and {path} are both of quality {quality:g}; a family has one of each")
         found[quality] = path
     return dict(sorted(found.items()))
+
+
+def _code(quality: float) -> int:
+    return round((quality - 1) * QUALITY_ONE)
 
 
 def import_checkpoints(
@@ -110,6 +114,8 @@ def import_checkpoints(
     target = Path(output)
     if target.suffix != ".safetensors":
         raise ValueError(f"the model file must end in .safetensors, not {target.suffix or target.name!r}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {target.parent} to write {target.name} into")
     sources = qualities_of([os.fspath(c) for c in checkpoints])
     if not sources:
         raise ValueError("there is no checkpoint to import")
@@ -121,7 +127,7 @@ def import_checkpoints(
         for number, (quality, network) in enumerate(networks.items()):
             tensors |= {f"{number}.{k}": v for k, v in _converted(network, pictures[::2]).items()}
             stops.append({
-                "code": round((quality - 1) * QUALITY_ONE), "channels": network.channels, "latents": network.latents,
+                "code": _code(quality), "channels": network.channels, "latents": network.latents,
             })  # fmt: skip
     about = {"format": FORMAT, "architecture": architecture, "stops": stops}
     data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
@@ -132,7 +138,7 @@ def import_checkpoints(
         family = Family.read(partial, identity, about)
         report = []
         for quality, network in networks.items():
-            model = family.at_quality(round((quality - 1) * QUALITY_ONE))[0]
+            model = family.at_quality(_code(quality))[0]
             bits = np.sum([_bits(network, model, x) for x in pictures[1::2] or pictures], axis=0)
             report.append(Imported(quality, sources[quality].name, network.channels, network.latents, *bits.tolist()))
             progress(report[-1])
@@ -238,6 +244,8 @@ def _pictures(folder: Path) -> list[Tensor]:
     found = []
     for path in chosen:
         with Image.open(path) as image:
+            if image.mode[:1] in "IF":
+                raise ValueError(f"{path} has more than 8 bits a channel (mode {image.mode})")
             pixels = np.asarray(image.convert("RGB"))
         h, w = pixels.shape[:2]
         top, left = max(0, h - SIDE) // 2, max(0, w - SIDE) // 2

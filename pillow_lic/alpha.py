@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -46,7 +47,10 @@ def unpack(data: bytes, width: int, height: int) -> Pixels:
             if image.size != (width, height) or image.mode not in ("1", "L"):
                 raise OSError(f"another size or mode: {image.width}x{image.height}, {image.mode}")
             return np.asarray(image.convert("L"))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except (  # whatever Pillow's reader of PNG meets in hostile chunks
+        OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError,
+        struct.error, zlib.error, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
         raise OSError(f"damaged LIC file: transparency does not decode ({error})") from error
 
 

@@ -142,14 +142,18 @@ class Reader:
             if kind == ANIMATION and self.animation is None and length <= 5 * (self.header.frames + 1):
                 self.animation = Animation.unpack(self._payload(kind, length), self.header.frames)
                 continue
-            if kind in names and (length > MAX_METADATA + 1 or names[kind] in found):
+            repeated = bool(self.header.model_name) if kind == MODEL else names.get(kind) in found
+            if kind in (MODEL, *names) and (repeated or length > MAX_METADATA + 1):
                 raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
             try:
                 if kind == MODEL and length <= MAX_NAME:
                     name = self._payload(kind, length).decode(errors="replace")
                     self.header = replace(self.header, model_name="".join(c if c.isprintable() else "?" for c in name))
                 elif kind in names:
-                    found[names[kind]] = _grow(self._payload(kind, length))
+                    data = _grow(self._payload(kind, length))
+                    if kind == METADATA["dpi"] and len(data) != 16:
+                        raise OSError("damaged LIC file: the resolution is no two numbers")
+                    found[names[kind]] = data
                 else:
                     self._skip_unknown(kind, length)
             except OSError as error:
@@ -197,7 +201,11 @@ class Reader:
                 return Frame(_split(payload, self.header.tiles, whole=right), alpha, damaged=not right)
             elif kind == ALPHA and alpha is None:
                 payload, right = self._checked(kind, length)
+                if right and not payload:
+                    raise OSError("damaged LIC file: the transparency is empty")
                 alpha = payload if right else b""
+            elif kind in (MODEL, ANIMATION, *METADATA.values()):
+                raise OSError(f"damaged LIC file: a {kind.decode()} chunk among the frames")
             else:
                 self._skip_unknown(kind, length)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,20 +39,48 @@ def on_threads(count: int | None = None) -> Iterator[None]:
     if count is None:
         yield
         return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
+    with keeping_threads(count):
+        torch.set_num_threads(count)
         yield
+
+
+@contextmanager
+def keeping_threads(count: int) -> Iterator[int]:
+    """How many threads torch has, and has again afterwards; meanwhile ``count`` is set, in this thread or in others.
+
+    What one thread sets is what threads that start later begin with: several of these at a time must not take each
+    other's count for the one to put back.
+    """
+    global _first
+    with _counting:
+        before = torch.get_num_threads()
+        if not _counts:
+            _first = before
+        elif before in _counts and not getattr(_inside, "depth", 0):
+            before = _first
+        _counts.append(count)
+    _inside.depth = getattr(_inside, "depth", 0) + 1
+    try:
+        yield before
     finally:
-        torch.set_num_threads(before)
+        _inside.depth -= 1
+        with _counting:
+            _counts.remove(count)
+            torch.set_num_threads(before)
 
 
 def _note_fork() -> None:
-    global _forked
-    _forked = True
+    global _forked, _counting
+    _forked, _counting = True, threading.Lock()
+    _counts.clear()
+    _inside.depth = 0
 
 
 _forked = False
+_counting = threading.Lock()
+_counts: list[int] = []
+_inside = threading.local()
+_first = 1
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
@@ -103,6 +132,8 @@ def or_on_cpu(device: torch.device, work: Callable[[torch.device], Result]) -> R
     try:
         return work(device)
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch's word for what everybody else calls so
+            raise MemoryError(str(error)) from error
         if device.type == "cpu" or not is_full(error):
             raise
         reason = str(error).partition(".")[0]

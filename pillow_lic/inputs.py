@@ -71,7 +71,8 @@ def frames_of(images: Sequence[Image.Image], duration: Any) -> tuple[list[Image.
         try:
             for frame in ImageSequence.Iterator(image):
                 frame.load()
-                times.append(float(frame.info.get("duration") or 0))
+                said = frame.info.get("duration")
+                times.append(float(said) if isinstance(said, Real) else 0.0)
                 supported = in_supported_mode(frame)
                 frames.append(supported.copy() if supported is frame else supported)
         finally:
@@ -131,9 +132,16 @@ def in_supported_mode(im: Image.Image) -> Image.Image:
 def inherited_from(im: Image.Image, mode: str) -> dict[str, Any]:
     """What an image's own info gives to a file that is written in some mode."""
     found = {name: im.info[name] for name in ("icc_profile", "comment") if im.info.get(name)}
-    if found.get("icc_profile", b"")[16:20] in FOREIGN_PROFILES[mode.removesuffix("A")]:
+    if not isinstance(found.get("icc_profile", b""), bytes):  # a PNG's text may have any name
         del found["icc_profile"]
-    return found
+    return without_foreign(found, im, mode)
+
+
+def without_foreign(given: Mapping[str, Any], im: Image.Image, mode: str) -> dict[str, Any]:
+    """Options without the image's own profile where it is of colours that a file in some mode does not have."""
+    own = given.get("icc_profile")
+    foreign = isinstance(own, bytes) and own[16:20] in FOREIGN_PROFILES[mode.removesuffix("A")]
+    return {k: v for k, v in given.items() if k != "icc_profile" or not foreign or own != im.info.get("icc_profile")}
 
 
 def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:

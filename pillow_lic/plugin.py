@@ -182,7 +182,8 @@ class LicImageFile(ImageFile.ImageFile):
                 self._check_open()
                 self._reader.lenient = ImageFile.LOAD_TRUNCATED_IMAGES
                 frame = self._reader.frame(self._frame)
-                pixels = codec.decode(self._reader.header, frame, self.device, box, threads=self.threads)
+                if not frame.damaged:  # to tell what is right of it takes the whole of it, and that once
+                    pixels = codec.decode(self._reader.header, frame, self.device, box, threads=self.threads)
         if pixels is None:
             return super().crop(box)
         region = Image.frombytes(self.mode, (box[2] - box[0], box[3] - box[1]), pixels.tobytes())
@@ -322,7 +323,8 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     else:
         frames, times = [inputs.in_supported_mode(im)], [0.0]
     # icc_profile=None drops the image's own profile, no icc_profile keeps it if its colours were not converted.
-    metadata = inputs.metadata_from(inputs.inherited_from(im, frames[0].mode) | info)
+    mode = frames[0].mode
+    metadata = inputs.metadata_from(inputs.inherited_from(im, mode) | inputs.without_foreign(info, im, mode))
 
     import numpy as np
 

@@ -258,3 +258,25 @@ def test_a_planted_nondeterminism_is_found(expected: list[str], monkeypatch: pyt
     monkeypatch.setattr(symbols, "with_residual", by_chance)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(work, range(4))) != expected[:4]
+
+
+def test_overlapping_callers_leave_threads_that_start_later_as_they_would_be() -> None:
+    """What one thread sets is what new threads begin with."""
+    data = coded(load("coffee").crop((0, 0, 90, 70)), model=MODEL)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for work in (
+            lambda: pillow_lic.decode_batch([data] * 4),
+            lambda: pillow_lic.open(BytesIO(data), threads=1).load(),
+        ):
+            with ThreadPoolExecutor(4) as pool:
+                for done in [pool.submit(work) for _ in range(12)]:
+                    done.result()
+            found: list[int] = []
+            fresh = threading.Thread(target=lambda into=found: into.append(torch.get_num_threads()))
+            fresh.start()
+            fresh.join()
+            assert (torch.get_num_threads(), found) == (3, [3])
+    finally:
+        torch.set_num_threads(before)

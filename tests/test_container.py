@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pillow_lic import container
 from pillow_lic import header as lic_header
 from pillow_lic.container import Frame, Reader
-from pillow_lic.header import Header
+from pillow_lic.header import Animation, Header
 from pillow_lic.signature import accept
 
 HEADER = Header(300, 200, "RGB", b"modelid8", 700)
@@ -39,7 +39,7 @@ def test_round_trip(header: Header, exif: bytes, xmp: bytes, tile: bytes) -> Non
     assert read(container.write(header, metadata, [Frame([tile])])) == (header, metadata, [Frame([tile])])
 
 
-@given(st.sampled_from(("LA", "RGBA")), st.binary(max_size=300), st.binary(max_size=300))
+@given(st.sampled_from(("LA", "RGBA")), st.binary(max_size=300), st.binary(min_size=1, max_size=300))
 def test_transparency_comes_back(mode: str, tile: bytes, alpha: bytes) -> None:
     header, frame = replace(HEADER, mode=mode), Frame([tile], alpha)
     assert read(container.write(header, {}, [frame])) == (header, {}, [frame])
@@ -113,6 +113,26 @@ def test_unknown_chunks_are_skipped_if_their_name_begins_lower_case() -> None:
     critical = container._chunk(b"Newx", b"whatever")
     with pytest.raises(OSError, match="needs a newer pillow-lic"):
         read(data[:start] + critical + data[start:])
+
+
+def test_metadata_among_frames_and_of_no_kind_are_refused() -> None:
+    data = container.write(HEADER, {"exif": b"first"}, [Frame([b"abcd"])])
+    start = data.index(b"FRAM")
+    animation = Header(30, 20, "RGB", b"modelid8", 700, frames=2)
+    film = container.write(animation, {}, [Frame([b"abcd"])] * 2, Animation(0, (40, 40)))
+    second = film.rindex(b"FRAM")
+    for kind in (b"exif", b"dpix", b"modl"):
+        with pytest.raises(OSError, match=f"a {kind.decode()} chunk among the frames"):
+            read(film[:second] + container._chunk(kind, b"\0second") + film[second:])
+    with pytest.raises(OSError, match="the resolution is no two numbers"):
+        read(data[:start] + container._chunk(b"dpix", b"\0abc") + data[start:])
+    name = container._chunk(b"modl", b"mine")
+    assert read(data[:start] + name + data[start:])[2] == [Frame([b"abcd"])]
+    with pytest.raises(OSError, match="the modl chunk is too long or repeated"):
+        read(data[:start] + name + name + data[start:])
+    clear = container.write(Header(30, 20, "RGBA", b"modelid8", 700), {}, [Frame([b"abcd"], b"")])
+    with pytest.raises(OSError, match="the transparency is empty"):
+        read(clear)
 
 
 def test_a_false_length_allocates_nothing() -> None:

@@ -285,11 +285,13 @@ def test_bytes_are_the_same_under_every_setting(
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_windows_are_summed_alike_in_every_way(context: str, tiny: str) -> None:
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
+def test_windows_are_summed_alike_in_every_way(context: str, width: int, tiny: str) -> None:
     exact = load_model(tiny).context(context, CPU)
-    grid = torch.randint(-128, 129, (18, 11, 2, 24), generator=torch.Generator().manual_seed(2)).float()
-    index = torch.full((24, 10, 7), 30, dtype=torch.uint8)
-    known = Given(index, torch.zeros(0, 10, 7), 0, 0, tiles=2)
+    grid = torch.randint(-128, 129, (18, width + 4, 1, 24), generator=torch.Generator().manual_seed(2)).float()
+    grid = torch.cat([grid, grid.abs()], dim=2)
+    index = torch.full((24, 10, width), 30, dtype=torch.uint8)
+    known = Given(index, torch.zeros(0, 10, width), 0, 0, tiles=2)
     for work, _ in Schedule(exact.units, exact.order, known):
         for unit, where in work:
             if unit not in exact.networks:
@@ -298,13 +300,14 @@ def test_windows_are_summed_alike_in_every_way(context: str, tiny: str) -> None:
             if isinstance(where, Places):
                 assert torch.equal(network._convolved(grid, where), network._gathered(grid, where))
                 continue
-            row, column = np.mgrid[:10, :7]
+            row, column = np.mgrid[:10, :width]
             at = torch.from_numpy(np.flatnonzero(column + 3 * (row % 5) == where.left + 3 * where.top))
-            places = Places(at, torch.from_numpy(padded(at.numpy(), 5, 7)))
+            places = Places(at, torch.from_numpy(padded(at.numpy(), 5, width)))
             assert torch.equal(network._viewed(grid, where), network._gathered(grid, places))
             assert torch.equal(where.within(grid), places.within(grid))
-            values = torch.arange(70.0)[:, None].expand(70, 3).contiguous()
-            assert torch.equal(where.of(values), places.of(values))
+            values = torch.arange(10.0 * width)[:, None].expand(-1, 3)
+            for kept in (values, values.contiguous(), torch.cat([values, values])[10 * width :]):
+                assert torch.equal(where.of(kept), places.of(kept))
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

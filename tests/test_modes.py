@@ -192,6 +192,7 @@ def test_a_profile_of_other_colours_is_left_behind(part: Image.Image) -> None:
         image.info["icc_profile"] = profiles[kind]
         assert ("icc_profile" in opened(image).info) == kept
         assert opened(image, icc_profile=b"mine").info["icc_profile"] == b"mine"
+        assert ("icc_profile" in opened(image, icc_profile=profiles[kind]).info) == kept  # as "keep all" gives it
         (batched,) = pillow_lic.encode_batch([image])
         assert batched == coded(image)
 
@@ -220,3 +221,10 @@ def test_a_file_object_that_only_reads(part: Image.Image) -> None:
     with Image.open(OnlyReads(coded(part))) as image:
         image.load()
         assert image.size == part.size
+
+
+def test_what_a_png_says_under_the_names_of_metadata_is_no_metadata() -> None:
+    image = Image.new("RGB", (20, 20))
+    image.info |= {"icc_profile": "a text", "duration": "abc"}
+    assert "icc_profile" not in opened(image).info
+    assert opened(image, save_all=True).size == (20, 20)

@@ -14,6 +14,7 @@ import pytest
 from conftest import coded
 from PIL import Image, ImageFile
 
+import pillow_lic
 from pillow_lic import container
 from pillow_lic.codec import salvage
 from pillow_lic.container import Frame
@@ -147,6 +148,9 @@ def test_transparency_that_is_damaged_is_left_out_with_a_warning(photo: Image.Im
     data[data.index(b"ALPH") + 60] ^= 1
     pixels, said = opened(bytes(data))
     assert said == ["damaged LIC file: the transparency is left out"]
+    with pytest.warns(UserWarning, match="the transparency is left out"):
+        (batch,) = pillow_lic.decode_batch([bytes(data)])
+    assert np.array_equal(np.asarray(batch), pixels)
     assert (pixels[:, :, 3] == 255).all()
 
 

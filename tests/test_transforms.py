@@ -40,6 +40,16 @@ def test_without_gradients_the_result_is_the_same(
     assert (found - expected).abs().max() < near
 
 
+def test_autocast_without_gradients() -> None:
+    network = trained(Synthesis(SMALL))
+    x = torch.randn((1, 40, 4, 5), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = network(x, torch.tensor([4.0]))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = network(x, torch.tensor([4.0]))
+    assert (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
 def test_samples_of_several_qualities_go_through_together() -> None:
     network = trained(Synthesis(SMALL))
     x = torch.randn((2, 40, 4, 5), generator=torch.Generator().manual_seed(1))

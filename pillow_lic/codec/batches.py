@@ -22,10 +22,10 @@ from torch import Tensor
 from pillow_lic import alpha, container, options
 from pillow_lic.codec.analysis import latents_of
 from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor
-from pillow_lic.codec.decoding import decode, tile_latents
+from pillow_lic.codec.decoding import decode, tile_latents, transparency_of
 from pillow_lic.codec.encoding import encode, header_for, split_alpha
 from pillow_lic.container import Frame
-from pillow_lic.devices import WORTH_CUDA, block_dtype, choose_device, on_threads, quiet
+from pillow_lic.devices import WORTH_CUDA, block_dtype, choose_device, keeping_threads, on_threads, quiet
 from pillow_lic.header import Header
 from pillow_lic.inputs import check_pixels
 from pillow_lic.models.loading import Model, OneQuality, load_model, model_by_identity
@@ -82,6 +82,7 @@ def encode_many(
             yield encode(array, opts, metadata)
         return
     on = choose_device(opts.device, WORTH_CUDA)
+    _prepare(family, contexts_to_try(family, opts.context), on)
     with _pool(on, workers or opts.threads) as pool:
 
         def start(array: Pixels, metadata: Mapping[str, bytes]) -> _Encoding:
@@ -185,15 +186,15 @@ class _Decoding:
             with torch.inference_mode(False):  # as below
                 pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy()).to(device)
             return cls(header, model, device, [], None, pixels)
-        _prepare(model, header, device)
+        _prepare(model, [header.context], device)
         tiles = tiles_of(header.width, header.height, header.tile)
         latents = [
             pool.submit(_aside, device, tile_latents, model, header, [(tile, data)], device)
             for tile, data in zip(tiles, frame.tiles, strict=True)
         ]
         transparency = None
-        if frame.alpha is not None:
-            transparency = pool.submit(alpha.unpack, frame.alpha or alpha.OPAQUE, header.width, header.height)
+        if (packed := transparency_of(frame)) is not None:
+            transparency = pool.submit(alpha.unpack, packed, header.width, header.height)
         colours = 3 if header.mode.startswith("RGB") else 1
         with torch.inference_mode(False):  # whoever gets the tensor may change it
             pixels = torch.empty((colours, header.height, header.width), dtype=torch.uint8, device=device)
@@ -321,13 +322,12 @@ def _analyse(group: Sequence[_Region], pixels: Tensor, quality: Tensor) -> None:
 @contextmanager
 def _pool(device: torch.device, workers: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads whose own torch operations take one core each."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers or before, "lic", torch.set_num_threads, (1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
+    with keeping_threads(1) as before:
+        pool = ThreadPoolExecutor(workers or before, "lic", torch.set_num_threads, (1,))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _aside(device: torch.device, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -345,13 +345,14 @@ def _aside(device: torch.device, work: Callable[P, T], *args: P.args, **kwargs: 
         return result
 
 
-def _prepare(model: OneQuality, header: Header, device: torch.device) -> None:
+def _prepare(model: OneQuality, contexts: Sequence[str], device: torch.device) -> None:
     """Bring a model to the device before threads use it from streams of their own."""
     if device.type != "cuda":
         return
     model.synthesis(device, block_dtype(device))
     if isinstance(model, Model):
         model.hyper_synthesis(device).prepare()
-        if header.context in model.contexts:
-            model.context(header.context, device)
+        for name in contexts:
+            if name in model.contexts or (name == "none" and model.has_lattice):
+                model.context(name, device)
     torch.cuda.synchronize(device)

@@ -70,15 +70,23 @@ def decode(
     or_on_cpu(choose_device(device, (right - left) * (bottom - top)), fill)
     if box is not None:
         array = array[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
-    if frame.alpha is None:
+    data = transparency_of(frame)
+    if data is None:
         return array
-    if not frame.alpha:  # its checksum is wrong, and the reader lenient
-        warnings.warn("damaged LIC file: the transparency is left out", stacklevel=2)
-    data = frame.alpha or alpha.OPAQUE
     transparency = alpha.unpack(data, header.width, header.height)[top:bottom, left:right]
     if scale > 1:
         transparency = np.asarray(Image.fromarray(transparency).reduce(scale))
     return np.dstack([array, transparency])
+
+
+def transparency_of(frame: Frame) -> bytes | None:
+    """A frame's coded transparency, if it has any: opaque, with a warning, if its checksum is wrong and the reader
+    lenient.
+    """
+    if frame.alpha == b"":
+        warnings.warn("damaged LIC file: the transparency is left out", stacklevel=3)
+        return alpha.OPAQUE
+    return frame.alpha
 
 
 def transcode(data: bytes, context: str, device: str | None = None) -> bytes:

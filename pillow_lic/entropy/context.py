@@ -38,7 +38,7 @@ class ExactContext:
         device: torch.device,
         order: Sequence[int] | None = None,
     ) -> None:
-        self.units, self.scales, self.device = tuple(units), scales, device
+        self.units, self.device = tuple(units), device
         self.latents = max(u.last for u in units)
         self.order = np.array(range(self.latents) if order is None else order, np.intp)
         self.ladder = Ladder.load(tensors, scales)
@@ -171,6 +171,11 @@ class ExactContext:
     def _passes(self, given: Given, steps: int | None = None) -> Iterator[Pass]:
         """Each pass of the range coder in turn; whoever iterates fills in its symbols."""
         schedule = Schedule(self.units, self.order, given, steps)
+        if not self.networks:
+            for _, part in schedule:
+                self._choose(part, part.index, np.zeros(part.index.size, np.int32))
+                yield part
+            return
         # Multiplying by whole powers of two and rounding down: exact in float64 and float32 alike.
         hidden = rounded(given.hidden.flatten(1).t(), 2.0 ** (FRACTION - ACTIVATION_BITS)).to(torch.float32)
         hidden = hidden.contiguous()
@@ -181,12 +186,13 @@ class ExactContext:
                 self._place(grid, unseen)
             if any(unit in self.networks for unit, _ in work):
                 answers = [self._answer(grid, hidden, unit, where, given.quality_code) for unit, where in work]
-                said = torch.cat([x.flatten(1) for x in answers], dim=1).index_select(1, part.said)
+                assert part.answer is not None
+                said = torch.cat([x.flatten(1) for x in answers], dim=1).index_select(1, part.answer)
                 self._refine(part, *said.cpu().numpy().astype(np.int32))
             else:
                 self._choose(part, part.index, np.zeros(part.index.size, np.int32))
             yield part
-            unseen = part if self.networks else None
+            unseen = part
 
     def _answer(self, grid: Tensor, hidden: Tensor, unit: Unit, where: Places | Wave, quality_code: int) -> Tensor:
         """What a unit's network says of its latents, (2, channels, P): nothing, if it has none."""

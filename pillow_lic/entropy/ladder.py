@@ -67,7 +67,7 @@ class Ladder:
 
     @cached_property
     def _grain_bits(self) -> Whole:
-        return np.log2(self.grain).astype(np.int32)
+        return np.frexp(self.grain)[1] - 1  # exact, as no logarithm has to be
 
     def refined(self, index: Whole, shift: Whole, change: Whole) -> tuple[Whole, Whole]:
         """Scale indices, and shifts of means in 64ths of a step that are multiples of their grains.

@@ -108,8 +108,9 @@ class _Floats:
     def __init__(self, weight: Tensor, shift: NDArray[np.int64], dtype: torch.dtype) -> None:
         self.dtype, self._shift = dtype, shift
         self._scaled = weight.to(dtype) * self._on_device(np.ldexp(1.0, -shift), weight.device)
-        # (in, out): of columns that lie one after the other in memory, products of a few take half the time with it.
-        self._turned = self._scaled.t().contiguous()
+        # (in, out): of columns that lie one after the other in memory, as context models have them, products of a few
+        # take half the time with it.
+        self._turned = self._scaled.t().contiguous() if dtype == torch.float32 else self._scaled.t()
         self.started: tuple[int, tuple[Tensor, ...]] = (-1, ())
 
     def _on_device(self, column: NDArray[np.float64], device: torch.device) -> Tensor:

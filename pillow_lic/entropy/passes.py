@@ -6,8 +6,8 @@ Encoder and decoder follow the same :class:`Schedule`, in which nothing depends 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby, pairwise
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -51,30 +51,23 @@ class Given:
 class Pass:
     """Latents that are coded together: with which tables, around which shifted means.
 
-    ``target`` are flat indices among all (M, h, w), ``index`` scale indices; ``half`` is 1 where a latent lies
-    half a step above its symbol.  ``place`` tells where latents lie in the grid that networks see, ``said`` where among
-    the networks' answers.  ``scale`` and ``offset`` are what these say: a scale index, and a shift in 64ths of a step.
-    A negative fraction of a step (``mirrored``) is coded with the table of the positive one.  All are of n latents.
+    ``target`` are flat indices among all (M, h, w), ``index`` scale indices; ``half`` is 1 where a latent lies half a
+    step above its symbol.  ``place`` tells where latents lie in the grid that networks see, ``answer`` where among what
+    these say: ``scale``, a scale index, and ``offset``, a shift in 64ths of a step.  A negative fraction of a step
+    (``mirrored``) is coded with the table of the positive one.  All are of n latents.
     """
 
     target: NDArray[np.intp]
     index: NDArray[np.int32]
     half: NDArray[np.int32] | None
     place: Tensor
-    said: Tensor
+    answer: Tensor | None = None
     scale: NDArray[np.int32] = field(init=False)
     offset: NDArray[np.int32] = field(init=False)
     table: NDArray[np.uint16] = field(init=False)
     whole: NDArray[np.int32] = field(init=False)
     mirrored: NDArray[np.bool_] = field(init=False)
     symbols: NDArray[np.int32] = field(init=False)
-
-    def part(self, own: slice) -> Pass:
-        """Some of the latents, of which nothing is said yet."""
-        half = None if self.half is None else self.half[own]
-        return replace(
-            self, target=self.target[own], index=self.index[own], half=half, place=self.place[own], said=self.said[own]
-        )
 
     @property
     def coded_values(self) -> NDArray[np.int32]:
@@ -121,21 +114,22 @@ class Wave:
 
     def of(self, values: Tensor) -> Tensor:
         """What belongs to them of (positions, channels), (P, channels)."""
-        _, channels = values.shape
-        size = (self.tiles, self.rows, channels)
+        position, channel = values.stride()
+        size = (self.tiles, self.rows, values.shape[1])
         # Where tiles are so narrow that this is no step ahead, waves have one row.
-        strides = (self.height * self.width * channels, max(self.width - 3, 0) * channels, 1)
-        return values.as_strided(size, strides, (self.top * self.width + self.left) * channels).flatten(0, 1)
+        strides = (self.height * self.width * position, max(self.width - 3, 0) * position, channel)
+        start = (self.top * self.width + self.left) * position
+        return values.as_strided(size, strides, values.storage_offset() + start).flatten(0, 1)
 
     def within(self, grid: Tensor) -> Tensor:
         """What belongs to them of a grid with margins (rows, columns, 2, channels), (P, 2, channels)."""
         return self.windows(grid, MARGIN, 1, MARGIN, 1)[0, 0].flatten(0, 1)
 
-    def windows(self, grid: Tensor, down: int = 0, rows: int = TAPS, right: int = 0, columns: int = TAPS) -> Tensor:
-        """Parts of their windows in such a grid, (rows, columns, n, rows of the wave, 2, channels)."""
+    def windows(self, grid: Tensor, down: int = 0, high: int = TAPS, right: int = 0, wide: int = TAPS) -> Tensor:
+        """Parts of their windows in such a grid, (high, wide, n, rows, 2, channels)."""
         kinds, channels = grid.shape[2:]
         row, column, kind, channel = grid.stride()
-        size = (rows, columns, self.tiles, self.rows, kinds, channels)
+        size = (high, wide, self.tiles, self.rows, kinds, channels)
         strides = (row, column, (self.height + 2 * MARGIN) * row, row - 3 * column, kind, channel)
         start = (self.top + down) * row + (self.left + right) * column
         return grid.as_strided(size, strides, grid.storage_offset() + start)
@@ -143,9 +137,6 @@ class Wave:
 
 Work = list[tuple[Unit, Places | Wave]]
 """Units that are coded together, and where."""
-
-Latents = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]
-"""Channels (as units count them), flat positions and places among the networks' answers."""
 
 
 class Schedule:
@@ -157,97 +148,90 @@ class Schedule:
 
     def __init__(self, units: Sequence[Unit], order: NDArray[np.intp], given: Given, steps: int | None = None) -> None:
         m, h, w = given.index.shape
-        self.device, self.order = given.index.device, order
-        self.shape = (given.tiles, h // given.tiles, w)
-        self._padded = padded(np.arange(h * w), *self.shape[1:])
+        self._units, self._order, self._steps = units, order, steps
+        self._device, self._latents = given.index.device, m
+        self._shape = (given.tiles, h // given.tiles, w)
+        self._padded = padded(np.arange(h * w), *self._shape[1:])
         index = given.index.cpu().numpy()
+        self._index = index.ravel()
+        self._half = None if given.lattice is None else given.lattice.half.ravel()
         codes = given.codes(index).reshape(m, -1)
-        codes = codes if (np.diff(order) == 1).all() else codes.take(order, axis=0)
-        found = self._waves(units, codes) if units[0].causal else self._parities(units, codes, steps)
-        self.work, self._ends, (channel, position, said) = found
-        target = order.take(channel) * (h * w) + position
-        half = None if given.lattice is None else given.lattice.half.ravel().take(target).astype(np.int32)
-        self.latents = Pass(
-            target,
-            index.ravel().take(target).astype(np.int32),
-            half,
-            self._there(self._padded.take(position) * (2 * m) + channel),
-            self._there(said),
-        )
+        self._codes = codes if (np.diff(order) == 1).all() else codes.take(order, axis=0)
 
     def __iter__(self) -> Iterator[tuple[Work, Pass]]:
-        for work, (first, end) in zip(self.work, pairwise((0, *self._ends)), strict=True):
-            yield work, self.latents.part(slice(first, end))
+        for step in self._waves() if self._units[0].causal else self._parities():
+            work: Work = []
+            targets, places, answers, said = [], [], [], 0
+            for unit, at, codes, where in step:
+                found = np.flatnonzero(codes)
+                if not found.size:  # who codes nothing asks for no network
+                    continue
+                channel = found // at.size
+                position = at.take(found - channel * at.size)
+                channel += unit.first
+                targets.append(self._order.take(channel) * self._padded.size + position)
+                places.append(self._padded.take(position) * (2 * self._latents) + channel)
+                answers.append(found + said)
+                said += codes.size
+                work.append((unit, where))
+            yield work, self._pass(_joined(targets), _joined(places), _joined(answers))
 
-    def _there(self, values: NDArray[np.signedinteger]) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+    def _pass(self, target: NDArray[np.intp], place: NDArray[np.intp], answer: NDArray[np.intp]) -> Pass:
+        half = None if self._half is None else self._half.take(target).astype(np.int32)
+        index = self._index.take(target).astype(np.int32)
+        return Pass(target, index, half, self._there(place), self._there(answer))
 
-    def _parities(
-        self, units: Sequence[Unit], codes: NDArray[np.bool_], steps: int | None
-    ) -> tuple[list[Work], list[int], Latents]:
-        """Units at the positions of a parity, or at all; where a unit codes nothing it asks for no network."""
-        tiles, height, width = self.shape
+    def _there(self, values: NDArray[np.intp]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
+
+    def _parities(self) -> Iterator[list[_Part]]:
+        """Units at the positions of a parity, or at all, without those where they code nothing."""
+        tiles, height, width = self._shape
         parity = np.add.outer(np.arange(tiles * height) % height, np.arange(width)).ravel() % 2
         places = {p: np.flatnonzero(parity == p) for p in (0, 1)}
         everywhere = np.arange(parity.size)
-        work: list[Work] = []
-        found: list[Latents] = []
-        ends: list[int] = []
-        for _, together in groupby((u for u in units if steps is None or u.step < steps), lambda u: u.step):
-            work.append([])
-            answers, end = 0, ends[-1] if ends else 0
+        units = [u for u in self._units if self._steps is None or u.step < self._steps]
+        for _, together in groupby(units, lambda unit: unit.step):
+            step: list[_Part] = []
             for unit in together:
-                at, own = everywhere, codes[unit.first : unit.last]
+                at, codes = everywhere, self._codes[unit.first : unit.last]
                 if unit.parity is not None:
                     at = places[unit.parity]
-                    own = own.take(at, axis=1)
-                if not (asked := own.any(axis=0)).all():
-                    at, own = at[asked], own[:, asked]
-                said = np.flatnonzero(own)
-                channel = said // max(1, at.size)
-                found.append((channel + unit.first, at.take(said - channel * at.size), said + answers))
-                answers, end = answers + own.size, end + said.size
-                work[-1].append((unit, Places(self._there(at), self._there(self._padded.take(at)))))
-            ends.append(end)
-        return work, ends, _joined(found)
+                    codes = codes.take(at, axis=1)
+                if not (asked := codes.any(axis=0)).all():
+                    at, codes = at[asked], codes[:, asked]
+                step.append((unit, at, codes, Places(self._there(at), self._there(self._padded.take(at)))))
+            yield step
 
-    def _waves(self, units: Sequence[Unit], codes: NDArray[np.bool_]) -> tuple[list[Work], list[int], Latents]:
+    def _waves(self) -> Iterator[list[_Part]]:
         """Causal units: two rows up and two columns to the right are known before."""
-        tiles, height, width = self.shape
-        tile, row, column = np.unravel_index(np.arange(codes.shape[1]), self.shape)
+        tiles, height, width = self._shape
+        _, row, column = np.unravel_index(np.arange(self._padded.size), self._shape)
         wave = column + 3 * row
+        order = np.argsort(wave, kind="stable")  # in a wave by tile, then by row
+        codes = self._codes.take(order, axis=1)
         number = np.arange(width + 3 * (height - 1))
         top = np.maximum(0, (number - width + 3) // 3)
         rows = np.minimum(height - 1, number // 3) + 1 - top
-        waves = [
-            Wave(tiles, n, t, k - 3 * t, height, width)
-            for k, (n, t) in enumerate(zip(rows.tolist(), top.tolist(), strict=True))
-        ]
-        last = number.size + units[-1].step
-        work: list[Work] = [
-            [(u, waves[now - u.step]) for u in units if 0 <= now - u.step < number.size and waves[now - u.step].rows]
-            for now in range(last)
-        ]
-        answers = np.zeros(last, np.intp)
-        found: list[Latents] = []
-        steps = []
-        for unit in units:
-            channel, position = codes[unit.first : unit.last].nonzero()
-            own = wave.take(position)
-            rank = (tile * rows.take(wave) + row - top.take(wave)).take(position)
-            steps.append(own + unit.step)
-            said = answers.take(steps[-1]) + channel * (tiles * rows).take(own) + rank
-            found.append((channel + unit.first, position, said))
-            answers[unit.step : unit.step + number.size] += (unit.last - unit.first) * tiles * rows
-        step = np.concatenate(steps)
-        order = np.argsort(step, kind="stable")
-        channel, position, said = (x.take(order) for x in _joined(found))
-        return work, np.bincount(step, minlength=last).cumsum().tolist(), (channel, position, said)
+        ends = np.cumsum(rows * tiles)
+        for now in range(number.size + self._units[-1].step):
+            step: list[_Part] = []
+            for unit in self._units:
+                if 0 <= (k := now - unit.step) < number.size and rows[k]:
+                    own = slice(int(ends[k]) - tiles * int(rows[k]), int(ends[k]))
+                    where = Wave(tiles, int(rows[k]), int(top[k]), k - 3 * int(top[k]), height, width)
+                    step.append((unit, order[own], codes[unit.first : unit.last, own], where))
+            yield step
 
 
-def _joined(found: Sequence[Latents]) -> Latents:
-    channel, position, said = (np.concatenate(x) for x in zip(*found, strict=True))
-    return channel, position, said
+_Part = tuple[Unit, NDArray[np.intp], NDArray[np.bool_], Places | Wave]
+"""A unit, its flat positions, what is coded there, (channels, P), and the positions for networks."""
+
+
+def _joined(parts: list[NDArray[np.intp]]) -> NDArray[np.intp]:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.zeros(0, np.intp)
 
 
 def padded(at: NDArray[np.intp], height: int, width: int) -> NDArray[np.intp]:

@@ -65,7 +65,7 @@ class ExactUnit:
         finer = torch.tensor([1.0, INDEX_GAIN], device=device)[:, None]
         self._finer = finer * 2.0 ** (SHIFT_BITS - FRACTION)
         self._limits = torch.tensor([SHIFT_LIMIT, CHANGE_LIMIT], device=device)[:, None, None]
-        self._by_tap = self.windows[:, :, self.taps].permute(2, 0, 1).contiguous()
+        self._by_tap = self.windows[:, :, self.taps].mT[:, :, None].contiguous()
         self._runs = [(own, self._by_row(own, rows)) for own, rows in _runs(view)]
 
     def _by_row(self, own: slice, rows: int) -> Tensor:
@@ -139,14 +139,16 @@ class ExactUnit:
         row = grid.shape[1]
         offsets = (torch.div(self.taps, TAPS, rounding_mode="floor") - MARGIN) * row + self.taps % TAPS - MARGIN
         around = (where.padded + offsets[:, None]).flatten()
-        seen = grid[..., : self.view.spatial].flatten(0, 1).index_select(0, around)
-        return (seen.view(len(offsets), len(where), *seen.shape[1:]) * self._by_tap[:, None]).sum(dim=0)
+        seen = grid[..., 0, : self.view.spatial].flatten(0, 1).index_select(0, around)
+        seen = seen.view(len(offsets), len(where), self.view.spatial)
+        value, size = self._by_tap
+        return torch.stack([(seen * value).sum(dim=0), seen.abs_().mul_(size).sum(dim=0)], dim=1)
 
     def _viewed(self, grid: Tensor, wave: Wave) -> Tensor:
         """The same for a wave, whose windows need no copy."""
         found = []
         for own, windows in self._runs:
-            seen = wave.windows(grid[..., own], rows=len(windows))
+            seen = wave.windows(grid[..., own], high=len(windows))
             # Left to itself, the product would lie in memory as the view does, and take three times as long to sum up.
             products = torch.mul(seen, windows, out=grid.new_empty(seen.shape))
             found.append(products.flatten(0, 1).sum(dim=0).flatten(0, 1))

@@ -80,7 +80,7 @@ class ExactVolume(ExactContext):
             channel, row, column = where.unbind(1)
             at = ((channel * h + row) * w + column).cpu().numpy()
             place = ((channel + DEPTH) * rows + row + REACH) * columns + column + REACH
-            part = Pass(at, index.take(at).astype(np.int32), None if half is None else half.take(at), place, place)
+            part = Pass(at, index.take(at).astype(np.int32), None if half is None else half.take(at), place)
             seen = flat[around[:, None] + place]
             base = positions[:, row * w + column] + self.channel[channel].T + self.rung[torch.from_numpy(part.index)].T
             said = torch.stack(self._network(seen, channel, base, given.quality_code))

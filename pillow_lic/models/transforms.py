@@ -109,7 +109,7 @@ class ResidualBlock(nn.Module):
         """The same in place, for one quality and x (B, C, h, w) that lies in memory position by position."""
         h, gain = self._hidden(x, quality)
         weight, bias = self.expand.weight * gain, self.expand.bias
-        if x.dtype != h.dtype:
+        if not x.dtype == h.dtype == weight.dtype:
             x += F.conv2d(h, weight, bias)
             return
         assert bias is not None

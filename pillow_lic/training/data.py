@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from pillow_lic.inputs import has_more_than_8_bits
+
 SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -27,7 +29,7 @@ def load_rgb(path: str | Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.mode[:1] in "IF":
+            if has_more_than_8_bits(image):
                 raise ValueError(f"its mode is {image.mode}, and pictures here have 8 bits a channel")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:

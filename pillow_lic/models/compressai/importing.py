@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pillow_lic.entropy.tables import Tables
+from pillow_lic.inputs import has_more_than_8_bits
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
 from pillow_lic.models.compressai.exact import MEAN_BITS, SCALE_BITS, Z_BITS
@@ -244,7 +245,7 @@ def _pictures(folder: Path) -> list[Tensor]:
     found = []
     for path in chosen:
         with Image.open(path) as image:
-            if image.mode[:1] in "IF":
+            if has_more_than_8_bits(image):
                 raise ValueError(f"{path} has more than 8 bits a channel (mode {image.mode})")
             pixels = np.asarray(image.convert("RGB"))
         h, w = pixels.shape[:2]

@@ -63,9 +63,10 @@ def keeping_threads(count: int) -> Iterator[int]:
     try:
         yield before
     finally:
-        _inside.depth -= 1
+        _inside.depth = max(0, _inside.depth - 1)
         with _counting:
-            _counts.remove(count)
+            if count in _counts:  # a child that was forked meanwhile has begun anew
+                _counts.remove(count)
             torch.set_num_threads(before)
 
 

@@ -85,6 +85,8 @@ def trained_curve(recipe: Recipe, data: Path, images: Path, folder: Path, start:
         trainer.restore(checkpoint)
     elif start is not None:
         trainer.start_from(start)
+    elif recipe.stage != "joint":
+        raise SystemExit(f"{recipe.name}: the stage {recipe.stage!r} starts from a finished run; name it with --start")
     with (folder / "log.jsonl").open("a") as log:
         trainer.train(checkpoint, lambda record: print(json.dumps(record), file=log, flush=True))
     trainer.save_weights(folder / "weights.pt")

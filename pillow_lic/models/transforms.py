@@ -135,14 +135,14 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def through(blocks: Iterable[nn.Module], x: Tensor, quality: Tensor) -> Tensor:
-    """x (B, C, h, w) after some residual blocks."""
+def through(blocks: Iterable[nn.Module], x: Tensor, quality: Tensor, *, keep: bool = False) -> Tensor:
+    """x (B, C, h, w) after some residual blocks; x itself may be another one then, unless told to ``keep`` it."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or len(quality) > 1:
         for block in blocks:
             x = block(x, quality)
         return x
-    # Where nobody asks for gradients, one copy of what goes through is all that memory has to hold and to move.
-    x = x.clone(memory_format=torch.channels_last)
+    # Where nobody asks for gradients, what goes through is all that memory has to hold and to move.
+    x = x.clone(memory_format=torch.channels_last) if keep else x.contiguous(memory_format=torch.channels_last)
     for block in blocks:
         assert isinstance(block, ResidualBlock)
         block.add_to(x, quality)
@@ -194,7 +194,7 @@ class Synthesis(nn.Module):
         self.head = nn.Conv2d(c, 192, 1)
 
     def forward(self, y: Tensor, quality: Tensor, scale: int = 1) -> Tensor:
-        y = through(self.coarse, y, quality)
+        y = through(self.coarse, y, quality, keep=True)
         x = through(self.fine, F.pixel_shuffle(self.up(y), 2), quality)
         if scale == 1:
             return F.pixel_shuffle(self.head(x), 8)

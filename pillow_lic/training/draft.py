@@ -71,4 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("model", type=Path)
     parser.add_argument("images")
     args = parser.parse_args()
-    write_draft(args.model, args.images)
+    try:
+        write_draft(args.model, args.images)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")

@@ -122,5 +122,8 @@ if __name__ == "__main__":
     parser.add_argument("images")
     parser.add_argument("minutes", type=float, nargs="?", default=8.0)
     args = parser.parse_args()
-    found = train_importance(args.model, args.images, args.minutes)
-    found.save(args.model, load_model(str(args.model)).identity)
+    try:
+        found = train_importance(args.model, args.images, args.minutes)
+        found.save(args.model, load_model(str(args.model)).identity)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")

@@ -20,7 +20,7 @@ from pillow_lic.pixels import Pixels
 from pillow_lic.quantizers import scalar
 from pillow_lic.training.data import image_files, load_rgb
 from pillow_lic.training.export import exact_tensors
-from pillow_lic.training.losses import forward
+from pillow_lic.training.losses import Objective, forward
 from pillow_lic.training.probabilities import make_tables
 
 Curve = list[tuple[float, float]]
@@ -54,7 +54,7 @@ def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels], context: s
         rates, distortions = [], []
         for pixels in images:
             x = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() - 127.5
-            outcome = forward(model, x, torch.tensor([float(stop)], device=device))
+            outcome = forward(model, x, torch.tensor([float(stop)], device=device), Objective(contexts={context}))
             rates.append(float(outcome.bpp({context: 1.0})))
             distortions.append(10 * float(torch.log10(255**2 / outcome.mse)))
         curve.append((fmean(rates), fmean(distortions)))

@@ -170,7 +170,7 @@ class ExactContext:
 
     def _passes(self, given: Given, steps: int | None = None) -> Iterator[Pass]:
         """Each pass of the range coder in turn; whoever iterates fills in its symbols."""
-        schedule = Schedule(self.units, self.order, given, steps)
+        schedule = Schedule(self.units, self.order, given, steps, placed=bool(self.networks))
         if not self.networks:
             for _, part in schedule:
                 self._choose(part, part.index, np.zeros(part.index.size, np.int32))

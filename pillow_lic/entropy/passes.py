@@ -143,11 +143,20 @@ class Schedule:
     """All latents that are coded, step by step.
 
     ``order`` are the channels as units count them; with ``steps`` only those of the first steps, where these
-    are no waves.
+    are no waves.  Where no network asks, nothing needs to be ``placed``.
     """
 
-    def __init__(self, units: Sequence[Unit], order: NDArray[np.intp], given: Given, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        order: NDArray[np.intp],
+        given: Given,
+        steps: int | None = None,
+        *,
+        placed: bool = True,
+    ) -> None:
         m, h, w = given.index.shape
+        self._placed = placed
         self._units, self._order, self._steps = units, order, steps
         self._device, self._latents = given.index.device, m
         self._shape = (given.tiles, h // given.tiles, w)
@@ -160,26 +169,28 @@ class Schedule:
 
     def __iter__(self) -> Iterator[tuple[Work, Pass]]:
         for step in self._waves() if self._units[0].causal else self._parities():
-            work: Work = []
-            targets, places, answers, said = [], [], [], 0
-            for unit, at, codes, where in step:
-                found = np.flatnonzero(codes)
-                if not found.size:  # who codes nothing asks for no network
-                    continue
-                channel = found // at.size
-                position = at.take(found - channel * at.size)
-                channel += unit.first
-                targets.append(self._order.take(channel) * self._padded.size + position)
+            yield self._coded(step)
+
+    def _coded(self, step: list[_Part]) -> tuple[Work, Pass]:
+        work: Work = []
+        targets, places, answers, said = [], [], [], 0
+        for unit, at, codes, where in step:
+            found = np.flatnonzero(codes)
+            if not found.size:  # who codes nothing asks for no network
+                continue
+            channel = found // at.size
+            position = at.take(found - channel * at.size)
+            channel += unit.first
+            targets.append(self._order.take(channel) * self._padded.size + position)
+            if self._placed:
                 places.append(self._padded.take(position) * (2 * self._latents) + channel)
                 answers.append(found + said)
-                said += codes.size
-                work.append((unit, where))
-            yield work, self._pass(_joined(targets), _joined(places), _joined(answers))
-
-    def _pass(self, target: NDArray[np.intp], place: NDArray[np.intp], answer: NDArray[np.intp]) -> Pass:
+            said += codes.size
+            work.append((unit, where))
+        target = _joined(targets)
         half = None if self._half is None else self._half.take(target).astype(np.int32)
         index = self._index.take(target).astype(np.int32)
-        return Pass(target, index, half, self._there(place), self._there(answer))
+        return work, Pass(target, index, half, self._there(_joined(places)), self._there(_joined(answers)))
 
     def _there(self, values: NDArray[np.intp]) -> Tensor:
         return torch.from_numpy(values).to(self._device)

@@ -21,7 +21,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-BASE, BASE_OF_LARGE_TILES, SLOPE = 160, 480, 24
+BASE, BASE_OF_LARGE_TILES, SLOPE = 160, 600, 24
 """The bound: so many MB for tiles of at most 512 pixels, or up to 2048, and so many bytes a pixel."""
 
 SIZES = ((1024, 1024, 512), (2048, 2048, 512), (3072, 3072, 512), (4096, 4096, 512))

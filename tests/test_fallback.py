@@ -170,3 +170,11 @@ def test_a_model_that_is_not_what_its_manifest_describes_is_refused(
     identity = hashlib.sha256(weights).hexdigest()[:16]
     (tmp_path / "mine.json").write_text(f'{{"identity": "{identity}"}}')
     assert coded(small, model="mine")
+
+
+def test_full_memory_is_an_error_of_its_own() -> None:
+    def work(device: torch.device) -> None:
+        torch.empty(2**60, dtype=torch.uint8, device=device)
+
+    with pytest.raises(MemoryError, match="can't allocate memory"):
+        devices.or_on_cpu(torch.device("cpu"), work)

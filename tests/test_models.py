@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from conftest import coded
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save
 
 from pillow_lic import container
 from pillow_lic.cli import main
 from pillow_lic.header import Header
 from pillow_lic.models import loading
+from pillow_lic.models.errors import ModelError
 
 CHECKPOINTS = Path(__file__).parent / "published"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +151,32 @@ def test_a_hostile_manifest_hides_no_model(
     monkeypatch.setattr(loading, "_loaded", {})
     found = loading.load_model("mean")
     assert loading.model_by_identity(found.identity) is found
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"lattice": 2}, "impossible lattice"),
+        ({"lattice": 12.5}, "impossible lattice"),
+        ({"skip": 60}, "impossible lattice"),
+        ({"distortion": "bogus"}, "unknown distortion"),
+    ],
+)
+def test_models_that_say_what_cannot_be_are_damaged(said: dict[str, object], message: str, tmp_path: Path) -> None:
+    with safe_open(GOLDEN / "lattice.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["pillow-lic"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path = tmp_path / "wrong.safetensors"
+    path.write_bytes(save(tensors, metadata={"pillow-lic": json.dumps(about | said)}))
+    with pytest.raises(ModelError, match=message):
+        loading.load_model(str(path))
+
+
+def test_verify_reads_what_codes_lattices_alone(tmp_path: Path) -> None:
+    with safe_open(GOLDEN / "lattice.safetensors", framework="pt") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if not name.startswith("context.none.")}  # noqa: SIM118
+    path = tmp_path / "partial.safetensors"
+    path.write_bytes(save(tensors, metadata=about))
+    with pytest.raises(ModelError, match="partial"):
+        loading.verify(loading.load_model(str(path)))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import struct
 import warnings
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -131,6 +133,16 @@ def test_imageio_reads_and_writes_alpha(cutout: Image.Image) -> None:
         back = iio.imread(data, extension=".lic")
         assert np.array_equal(back[:, :, -1], array[:, :, -1])
         assert iio.improps(data, extension=".lic").shape == array.shape == back.shape
+
+
+def test_chunks_that_pillows_png_reader_stumbles_over_are_an_error(cutout: Image.Image) -> None:
+    packed = alpha.pack(np.asarray(cutout)[:, :, 3])
+    end = packed.rindex(b"IEND") - 4
+    for profile in (b"", b"abc\0"):
+        chunk = b"iCCP" + profile
+        hostile = struct.pack(">I", len(profile)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        with pytest.raises(OSError, match="transparency does not decode"):
+            alpha.unpack(packed[:end] + hostile + packed[end:], 128, 128)
 
 
 def test_damaged_alpha_is_an_error(cutout: Image.Image) -> None:

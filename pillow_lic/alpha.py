@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,26 +65,35 @@ def hide_transparent(colour: Pixels, alpha: Pixels) -> Pixels:
         return colour
     if not visible.any():
         return np.full_like(colour, 128)
-    weight = visible[:, :, None].astype(np.float32)
-    filled = _fill(colour.reshape(*alpha.shape, -1).astype(np.float32) * weight, weight)
-    smooth = np.rint(filled).astype(np.uint8).reshape(colour.shape)
-    return np.where(visible if colour.ndim == 2 else visible[:, :, None], colour, smooth)
+    shown: Pixels = np.where(visible[:, :, None], colour.reshape(*alpha.shape, -1), np.uint8(0))
+    smooth = np.rint(_fill(_halve(shown), _halve(visible[:, :, None]))).astype(np.uint8)
+    for of_four in _FOUR:
+        part, seen = shown[of_four], visible[of_four]
+        np.copyto(part, smooth[: part.shape[0], : part.shape[1]], where=~seen[:, :, None])
+    return shown.reshape(colour.shape)
 
 
 def _fill(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """total / weight (H, W, C), from a picture of half the size where the weight (H, W, 1) is 0."""
     known = weight > 0
-    own = (total / np.where(known, weight, 1)).astype(np.float32)
+    own = np.divide(total, weight, out=np.zeros_like(total), where=known)
     if known.all() or weight.shape[:2] == (1, 1):
         return own
     coarse = _fill(_halve(total), _halve(weight))
     height, width = weight.shape[:2]
-    return np.where(known, own, coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width])
+    np.copyto(own, coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width], where=~known)
+    return own
 
 
-def _halve(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums of 2x2 pixels; an odd last row or column counts for itself."""
+_FOUR = [(slice(row, None, 2), slice(column, None, 2)) for row in (0, 1) for column in (0, 1)]
+"""Every second pixel of every second row: together all of a picture."""
+
+
+def _halve(x: NDArray[Any]) -> NDArray[np.float32]:
+    """Sums of 2x2 pixels of (H, W, C); an odd last row or column counts for itself."""
     height, width, channels = x.shape
-    padded = np.pad(x, ((0, height % 2), (0, width % 2), (0, 0)))
-    halved: NDArray[np.float32] = padded.reshape(-(-height // 2), 2, -(-width // 2), 2, channels).sum(axis=(1, 3))
+    halved = np.zeros((-(-height // 2), -(-width // 2), channels), np.float32)
+    for of_four in _FOUR:
+        part = x[of_four]
+        halved[: part.shape[0], : part.shape[1]] += part
     return halved

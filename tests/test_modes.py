@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import warnings
 import zlib
 from io import BytesIO
@@ -173,6 +174,18 @@ def test_hiding_changes_transparent_pixels_only(colour: np.ndarray, values: np.n
         assert len(np.unique(hidden.reshape(-1, 3), axis=0)) == 1
     grey = alpha.hide_transparent(colour[:, :, 0], values)
     assert np.array_equal(grey, hidden[:, :, 0])
+
+
+def test_hiding_takes_little_memory() -> None:
+    colour = np.random.default_rng(1).integers(0, 256, (300, 401, 3), np.uint8)
+    values = np.zeros(colour.shape[:2], np.uint8)
+    values[100:120] = 255
+    tracemalloc.start()
+    try:
+        alpha.hide_transparent(colour, values)
+        assert tracemalloc.get_traced_memory()[1] < 24 * values.size
+    finally:
+        tracemalloc.stop()
 
 
 def test_comment_and_resolution(photo: Image.Image, tmp_path: Path) -> None:

@@ -172,17 +172,19 @@ def _chances(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device).clamp_(1e-6, 1 - 1e-6)
 
 
-CANDIDATES = 4
-"""Points that each group of a lattice chooses from."""
+CANDIDATES = 8
+"""Words of a lattice, the nearest of many, that a group chooses from.  Four gain 0.4 % less, sixteen 0.1 % more in half
+as much time again.
+"""
 
 
 def candidates(x: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Points near groups (G, side) of a lattice: floors, and which latents lie half a step above, (4, G, side) each.
+    """Points near groups (G, side) of a lattice: floors, and which latents lie half a step above, (n, G, side) each.
 
-    Of a lattice with few words the nearest two of each, else the nearest of the four nearest words.
+    Of a lattice with few words the nearest two of each, else the nearest of each of the nearest words.
     """
     words = torch.from_numpy(kind.words).to(x.device, torch.long)
-    if 2 * len(words) == CANDIDATES:
+    if len(words) < CANDIDATES:
         moved = words.repeat_interleave(2, 0)[:, None].expand(-1, *x.shape)
         return torch.stack([f for word in words for f in nearest_two(x - word.to(x.dtype) / 2)]), moved
     far = torch.from_numpy(distances(x.cpu().numpy(), kind)).to(x.device)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.distortions import squared_error
-from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, scale_of
+from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, gaussian_bits, scale_of
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.training.loop import Trainer
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
-from pillow_lic.training.surrogates import gaussian_bits, surrogate
+from pillow_lic.training.surrogates import surrogate
 from pillow_lic.training.validate import STOPS, Curve, validation_images
 
 SPAN = 4.0

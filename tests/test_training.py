@@ -15,7 +15,7 @@ from conftest import IMAGES, coded, psnr
 from PIL import Image
 
 from pillow_lic.models.context.schedule import ContextShape
-from pillow_lic.models.hyperprior import HyperpriorModel
+from pillow_lic.models.hyperprior import HyperpriorModel, gaussian_bits
 from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
 from pillow_lic.training import importance, probabilities, validate
 from pillow_lic.training.data import Crops, image_files
@@ -26,7 +26,7 @@ from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
 from pillow_lic.training.recipe import OPTIMISERS, Batches, Correlation, Optimiser, Recipe, Schedule, load_recipe
 from pillow_lic.training.run import train
-from pillow_lic.training.surrogates import gaussian_bits, straight_through
+from pillow_lic.training.surrogates import straight_through
 
 SMALL = Architecture(latents=200, analysis=(1, 0), synthesis=(1, 1), hyper_channels=32, hyperlatents=16)
 RECIPE = Recipe("tiny", Schedule(steps=12, warmup_steps=2), SMALL, batches=Batches(64, 2))

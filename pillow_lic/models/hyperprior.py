@@ -67,6 +67,15 @@ def _limit(x: Tensor, low: float, high: float) -> Tensor:
     return _Limit.apply(x, low, high) if x.requires_grad else x.clamp(low, high)  # type: ignore[no-untyped-call]
 
 
+def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:
+    """Ideal code length in bits of values around a Gaussian's mean, integrated over unit bins."""
+    inverse = 1 / (scale_of(index) * math.sqrt(2))
+    r = residual.abs()
+    # erfc of the nearer and of the farther bin edge: accurate in the tail, where erf cancels.
+    mass = 0.5 * (torch.erfc((r - 0.5) * inverse) - torch.erfc((r + 0.5) * inverse))
+    return -torch.log2(mass.clamp(min=1e-9))
+
+
 class QualityConv(nn.Module):
     """A convolution whose bias depends on the quality: (8, out) table, linear between stops."""
 

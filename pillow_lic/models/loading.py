@@ -30,6 +30,8 @@ from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.compressai.family import Family, FamilyModel
+from pillow_lic.models.context.floats import float_network
+from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import HYPER, VOLUME, WHOLE, Division, channels_of, units_of
 from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.errors import ModelError, reading
@@ -123,24 +125,46 @@ class Model:
             raise ValueError(f"the model {self.path.stem!r} has no context {name!r}; it has {known}")
 
         def make() -> ExactContext:
-            if _identity(self.path) != self.identity:
-                raise ValueError(f"{self.path} was replaced while it was in use")
             if name == VOLUME:
+                self._check_unchanged()
                 return _read_volume(self, device)
-            prefix = f"context.{name}."
             channels, hidden = channels_of(name, self.arch)
-            with safe_open(self.path, framework="pt") as file:
-                names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
-                part = {n.removeprefix(prefix): file.get_tensor(n) for n in names}
-            if any(tensor.is_floating_point() for tensor in part.values()):
-                raise ValueError(f"the context {name!r} does not consist of integers")
             division = (self.hyper if name == HYPER else self.contexts.get(name)) or WHOLE
             units = units_of(name, channels, division)
+            part = self._integers_of(name)
             made = ExactContext(units, part, len(self.tables), device, division.order(channels))
             made.check(hidden)
             return made
 
         return self._cached(("context", name, device), make)  # type: ignore[no-any-return]
+
+    def float_context(self, name: str, device: torch.device) -> ContextModel:
+        """A context model of y to differentiate, by the float numbers that its integers stand for.
+
+        Raises ``ValueError`` if the model has none of that name, or one without units, as ``volume``.
+        """
+
+        @torch.inference_mode(False)
+        def make() -> ContextModel:
+            self.context(name, device)  # checks all that there is to check
+            return float_network(name, self._integers_of(name), self.contexts[name], self.arch).to(device)
+
+        return self._cached(("float context", name, device), make)  # type: ignore[no-any-return]
+
+    def _integers_of(self, context: str) -> dict[str, Tensor]:
+        """The tensors of a context model by name; ``ValueError`` if the file was replaced meanwhile."""
+        self._check_unchanged()
+        prefix = f"context.{context}."
+        with safe_open(self.path, framework="pt") as file:
+            names = [n for n in file.keys() if n.startswith(prefix)]  # noqa: SIM118
+            found = {n.removeprefix(prefix): file.get_tensor(n) for n in names}
+        if any(tensor.is_floating_point() for tensor in found.values()):
+            raise ValueError(f"the context {context!r} does not consist of integers")
+        return found
+
+    def _check_unchanged(self) -> None:
+        if _identity(self.path) != self.identity:
+            raise ValueError(f"{self.path} was replaced while it was in use")
 
     def importance(self, device: torch.device) -> ImportanceMap:
         """The network that says where bits matter; ``ValueError`` if none lies beside the model's file."""

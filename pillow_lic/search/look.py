@@ -17,7 +17,7 @@ from pillow_lic.search.relax import Relaxation
 LAST_EFFORT = 2
 """Higher ones refine instead."""
 
-CAUTIONS = (1.3, 2.0)
+CAUTIONS = (1.4, 2.0)
 """How much more than alone symbols are taken to curve the distortion, as all of them move at once; the second where
 the first leads nowhere (MS-SSIM).
 """
@@ -39,7 +39,7 @@ def curvature(index: Tensor) -> Tensor:
 
 def look(
     points: Tensor,
-    distortion: Callable[[Tensor], Tensor],
+    judge: Callable[[Tensor], Tensor],
     quantiser: Relaxation,
     curves: Tensor,
     looks: int,
@@ -47,13 +47,14 @@ def look(
 ) -> Tensor:
     """Better points (n,) than the given ones, or these.
 
-    ``distortion`` gives what points cost in bits, with gradients, ``curves`` (n,) is its curvature.
+    ``judge`` gives what points cost in bits, distortion and all; its gradient leaves out what each symbol costs by
+    itself, which ``quantiser`` knows.  ``curves`` (n,) is the distortion's curvature.
     """
 
     def seen(points: Tensor) -> tuple[Tensor, Tensor, float]:
         leaf = points.clone().requires_grad_(True)
-        bits = distortion(leaf)
-        return leaf, bits, float(bits.detach() + quantiser.bits(points))
+        bits = judge(leaf)
+        return leaf, bits, float(bits.detach())
 
     leaf, bits, least = seen(points)
     for _ in range(looks):

@@ -21,6 +21,9 @@ STEPS = (0, 1, 3, 24, 48, 100, 200, 400, 800, 1600)
 REFRESH = 32
 """Steps between looks at what a context model makes of the symbols as they are by then."""
 
+HINDSIGHT = 4
+"""Steps between looks at what symbols do to the costs of those coded after them, which changes slowly."""
+
 SEED = 0
 
 
@@ -30,12 +33,14 @@ def refine(
     relaxation_of: Callable[[Tensor], Relaxation],
     steps: int,
     rate: float,
+    influence: Callable[[Tensor], Tensor] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Values (n,) to quantise instead of latents that lie ``start`` (n,) steps from their means.
 
     ``distortion`` gives what values (n,) cost in bits, with gradients; ``relaxation_of`` a quantiser with
-    what coding costs around given values.  ``rate`` is Adam's learning rate in steps, held for the first
+    what coding costs around given values; ``influence`` bits whose gradients tell what values do to the
+    costs of others (:mod:`pillow_lic.search.influence`).  ``rate`` is Adam's learning rate in steps, held for the first
     half and lowered to nothing over the second.  Deterministic on one machine.
     """
     values = start.detach().clone().requires_grad_(True)
@@ -43,6 +48,7 @@ def refine(
     generator = torch.Generator(start.device).manual_seed(SEED)
     # A few steps are better off without noise, more find better symbols with it (docs/decisions.md).
     noise = min(1.0, max(0.0, (steps - 8) / 24))
+    push = torch.zeros_like(start)
     calming = min(1.0, max(0.5, 64 / steps))
     for step in range(steps):
         progress = step / steps
@@ -51,7 +57,10 @@ def refine(
         adam.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - progress))
         temperature = math.exp(-2 * progress)
         points, bits = relaxation(values, temperature, noise * (1 - calming * progress), generator)
-        loss = distortion(points) + bits
+        if influence is not None and step % HINDSIGHT == 0:
+            leaf = points.detach().requires_grad_(True)
+            (push,) = torch.autograd.grad(influence(leaf), leaf)
+        loss = distortion(points) + bits + (push * points).sum()
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()

@@ -14,6 +14,7 @@ from pillow_lic.models.loading import Model
 from pillow_lic.quantizers.diamond import Diamond
 from pillow_lic.quantizers.lattice import Lattice
 from pillow_lic.search.costs import Costs, cost_table
+from pillow_lic.search.influence import influence
 from pillow_lic.search.look import LAST_EFFORT, curvature, look
 from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding
@@ -22,6 +23,9 @@ from pillow_lic.symbols import CodedTile, given, pack, with_residual
 
 RATES = (0.03, 0.012)
 """Learning rates in steps for rounding and for the lattice, best by BD-rate for 4 to 300 steps."""
+
+LOOKED = 0.25
+"""How far a search by steps begins from the latents towards what the looks have found."""
 
 
 def improve(
@@ -36,30 +40,40 @@ def improve(
 ) -> CodedTile:
     """The tile with symbols that look better or cost less, or as it is if none are found.
 
-    ``start`` (M, h, w) are the steps from means to latents.  The first efforts take what coding costs without
-    a context; in higher ones the last of ``contexts`` tells during the search, the smallest result in the end.
+    ``start`` (M, h, w) are the steps from means to latents.  The last of ``contexts`` tells during the search what
+    coding costs, and from effort 2 on what symbols do to the costs of others; the smallest result tells in the end.
     """
+    context = contexts[-1]
 
     def quantised(values: Tensor) -> CodedTile:
         return with_residual(model, tile, torch.zeros_like(start).masked_scatter(view.coded, values))
 
-    quantiser = _relaxation(model, tile, "none", quality_code, view.coded)
-    points = torch.from_numpy(tile.steps).to(start.device)[view.coded]
+    def points_of(candidate: CodedTile) -> Tensor:
+        return torch.from_numpy(candidate.steps).to(start.device)[view.coded]
+
+    quantiser = _relaxation(model, tile, context, quality_code, view.coded)
+    others = influence(model, tile, context, quality_code, view.coded) if effort > 1 else None
+
+    def judge(points: Tensor) -> Tensor:
+        bits = quantiser.bits(points.detach()) if others is None else others(points)
+        return view.distortion(points) + bits
+
+    points = points_of(tile)
     looks = STEPS[min(effort, LAST_EFFORT)]
-    looked = quantised(look(points, view.distortion, quantiser, _curves(tile, view), looks, on_step))
+    looked = quantised(look(points, judge, quantiser, _curves(tile, view), looks, on_step))
     if effort <= LAST_EFFORT:
         return looked
 
     def relaxation(values: Tensor) -> Relaxation:
-        return _relaxation(model, quantised(values), contexts[-1], quality_code, view.coded)
+        return _relaxation(model, quantised(values), context, quality_code, view.coded)
 
     def cost(candidate: CodedTile) -> float:
-        steps = torch.from_numpy(candidate.steps).to(start.device)
         bits = 8 * min(len(pack(model, candidate, name, quality_code)) for name in contexts)
-        return float(view.distortion(steps[view.coded])) + bits
+        return float(view.distortion(points_of(candidate))) + bits
 
     rate = RATES[tile.lattice is not None]
-    values = refine(start[view.coded], view.distortion, relaxation, STEPS[effort] - looks, rate, on_step)
+    begin = torch.lerp(start[view.coded], points_of(looked), LOOKED)
+    values = refine(begin, view.distortion, relaxation, STEPS[effort] - looks, rate, others, on_step)
     return min((quantised(values), looked, tile), key=cost)
 
 

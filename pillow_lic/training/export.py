@@ -31,7 +31,7 @@ from pillow_lic.entropy.units import (
 )
 from pillow_lic.entropy.volume import LAYERS as LAYERS_OF_VOLUME
 from pillow_lic.entropy.volume import ExactVolume
-from pillow_lic.models.context.network import ContextModel, QualityLinear, UnitNetwork
+from pillow_lic.models.context.network import WINDOWS, ContextModel, QualityLinear, UnitNetwork
 from pillow_lic.models.context.schedule import HYPER, units_of
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import INDEX_GAIN, LATTICE, SCALES, SKIP, HyperpriorModel, QualityConv
@@ -46,8 +46,6 @@ WEIGHT_BITS = 7
 
 FLOAT_PARTS = ("analysis.", "synthesis.", "hyper_analysis.")
 """What stays in floating point, in half precision."""
-
-WINDOWS = ("value_window", "size_window")
 
 
 def exact_tensors(model: HyperpriorModel) -> dict[str, Tensor]:

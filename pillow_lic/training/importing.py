@@ -6,7 +6,6 @@ again gives the same integers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pillow_lic.entropy.exact import ACTIVATION_BITS, GAIN_BITS, LAYERS, MEAN_BITS
-from pillow_lic.entropy.ladder import FRACTION, SHIFT_BITS
-from pillow_lic.entropy.units import LAYERS as LAYERS_OF_UNITS
+from pillow_lic.models.context.floats import float_weights
 from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.errors import reading
 from pillow_lic.models.hyperprior import INDEX_GAIN
 from pillow_lic.models.loading import Model, load_model, manifest_of
-from pillow_lic.training.export import FLOAT_PARTS, WINDOWS
+from pillow_lic.training.export import FLOAT_PARTS
 
 
 def weights_of(name: str | Path) -> dict[str, Any]:
@@ -43,7 +41,7 @@ def weights_of(name: str | Path) -> dict[str, Any]:
         for name in contexts:
             prefix = f"context.{name}."
             parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            average |= {f"contexts.{name}.networks.{k}": v for k, v in _context(parts)}
+            average |= {f"contexts.{name}.{k}": v for k, v in float_weights(parts)}
     told = manifest_of(model.path)
     training = told.get("training") if told.get("identity") == model.identity.hex() else None
     history = training.get("stages", []) if isinstance(training, dict) else []
@@ -66,18 +64,3 @@ def _hyper_synthesis(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     found["z_mean"] = (tensors["z_mean"] * 2.0**-MEAN_BITS).float()
     found["z_index"] = (tensors["z_index"] * (2.0**-MEAN_BITS / INDEX_GAIN)).float()
     return found
-
-
-def _context(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    numbers = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("units.")})
-    for unit in map(str, numbers):
-        part = {k.removeprefix(f"units.{unit}."): v for k, v in tensors.items() if k.startswith(f"units.{unit}.")}
-        for name in WINDOWS:
-            yield f"{unit}.{name}", part[name].float() * 2.0 ** -int(part["window_bits"])
-        for name in LAYERS_OF_UNITS:
-            weight, bias, shift = (part[f"{name}.{kind}"].double() for kind in ("weight", "bias", "shift"))
-            power = 2.0 ** (shift - FRACTION + (SHIFT_BITS if name == "leave" else FRACTION))
-            if name == "leave":
-                power[len(power) // 2 :] *= INDEX_GAIN
-            yield f"{unit}.{name}.weight", (weight / power[:, None]).float()[:, :, None, None]
-            yield f"{unit}.{name}.bias", (bias / power * 2.0**-FRACTION).float()

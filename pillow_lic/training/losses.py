@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pillow_lic.distortions import DISTORTIONS, squared_error
 from pillow_lic.models.context.schedule import HYPER
-from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, scale_of
+from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, gaussian_bits, scale_of
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.training.correlation import correlation_loss
-from pillow_lic.training.surrogates import gaussian_bits, lattice_noise, surrogate
+from pillow_lic.training.surrogates import lattice_noise, surrogate
 
 
 @dataclass(frozen=True)

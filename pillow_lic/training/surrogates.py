@@ -1,15 +1,13 @@
-"""Differentiable stand-ins for quantisation, and the ideal code length of quantised values."""
+"""Differentiable stand-ins for quantisation."""
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pillow_lic.models.hyperprior import scale_of
 from pillow_lic.quantizers import lattice
 from pillow_lic.quantizers.adaptive import FACTOR_BITS, FACTORS, LIMIT
 
@@ -77,12 +75,3 @@ def lattice_noise(x: Tensor) -> Tensor:
     groups = -(-x.numel() // bank.shape[1])
     chosen = bank[torch.randint(len(bank), (groups,), device=x.device)]
     return x + chosen.flatten()[: x.numel()].view(x.shape)
-
-
-def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:
-    """Ideal code length in bits of values around a Gaussian's mean, integrated over unit bins."""
-    inverse = 1 / (scale_of(index) * math.sqrt(2))
-    r = residual.abs()
-    # erfc of the nearer and of the farther bin edge: accurate in the tail, where erf cancels.
-    mass = 0.5 * (torch.erfc((r - 0.5) * inverse) - torch.erfc((r + 0.5) * inverse))
-    return -torch.log2(mass.clamp(min=1e-9))

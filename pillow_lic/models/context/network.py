@@ -21,6 +21,9 @@ from pillow_lic.models.transforms import QUALITIES, Architecture, at_quality
 RATIO_LIMIT = 4.0
 """Largest magnitude of r = q / scale that a context model sees."""
 
+WINDOWS = ("value_window", "size_window")
+"""A unit's windows over r and over its magnitude."""
+
 
 class QualityLinear(nn.Module):
     """(B, P, in) -> (B, P, out) with a bias that depends on the quality."""

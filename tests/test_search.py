@@ -11,16 +11,23 @@ import torch
 from conftest import coded, pixels_of, psnr
 from PIL import Image
 
+from pillow_lic.codec.analysis import analyse
+from pillow_lic.codec.encoding import header_for
+from pillow_lic.entropy.coder import SymbolEncoder
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
+from pillow_lic.options import EncoderOptions
 from pillow_lic.quantizers import lattice
 from pillow_lic.quantizers.lattice import BW16, E8, Kind
 from pillow_lic.search import tile
 from pillow_lic.search.costs import Costs, cost_table
+from pillow_lic.search.influence import influence
+from pillow_lic.search.look import steepness
 from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding, nearest_two
 from pillow_lic.search.target import largest
+from pillow_lic.symbols import given
 from pillow_lic.training import probabilities
 
 CPU = torch.device("cpu")
@@ -230,6 +237,45 @@ def test_lattice_choice_hardens_to_the_nearest_point(kind: Kind) -> None:
     last = costs.part((0, members[at])).of_parity(symbols.reshape(floors.shape)[at]).sum()
     words = len(floors) * math.log2(len(kind.words))
     assert float(bits) == pytest.approx(free + float(last) + words, abs=0.1)
+
+
+def test_steps_are_shorter_where_gradients_are_large() -> None:
+    position = torch.arange(4).repeat(50)
+    moves = (
+        torch.randn(200, generator=torch.Generator().manual_seed(7)) * torch.tensor([0.33, 0.33, 1.0, 0.1])[position]
+    )
+    found = steepness(moves, position)
+    assert bool((found == found[:4][position]).all())
+    assert torch.allclose(found[:4], torch.tensor([1.0, 1.0, 3.0, 0.3]), rtol=0.25)
+    assert float(steepness(1000 * moves, position).max()) == 5
+
+
+@pytest.mark.parametrize("context", ["checkerboard", "staircase", "autoregressive"])
+@pytest.mark.parametrize("quantizer", ["scalar", "bw16"])
+def test_influence_tells_what_files_take(part: Image.Image, context: str, quantizer: str) -> None:
+    """The float network is its integers' equal, and symbols that nobody sees have no influence."""
+    model = load_model("mse")
+    opts = EncoderOptions(quality=4, context=context, quantizer=quantizer)
+    with torch.no_grad():
+        (found,) = analyse(model, np.asarray(part), header_for(model, opts, *part.size, "RGB"), CPU)
+    mask = found.priors.index >= model.tables.skip
+    bits = influence(model, found, context, opts.quality_code, mask)
+    assert bits is not None
+    points = torch.from_numpy(found.steps)[mask].requires_grad_(True)
+    total = bits(points)
+    network, coder = model.context(context, CPU), SymbolEncoder()
+    network.encode(coder, found.y, given(model, found, opts.quality_code))
+    parities = 0 if found.lattice is None else len(found.lattice.coset)  # the last of a group tells a bit less
+    assert float(total.detach()) - parities == pytest.approx(8 * len(coder.finish()), rel=0.03)
+    total.backward()
+    gradient = torch.zeros(mask.shape).masked_scatter(mask, points.grad)
+    unseen = torch.zeros(mask.shape, dtype=torch.bool)
+    for unit in network.units:
+        if unit.step == network.units[-1].step and not unit.causal:
+            phase = torch.arange(mask.shape[1])[:, None] + torch.arange(mask.shape[2]) & 1 == unit.parity
+            unseen[network.order[unit.first : unit.last]] |= phase
+    assert not bool(gradient[unseen].any())
+    assert float((gradient[mask & ~unseen] != 0).float().mean()) > 0.9
 
 
 # -- targets -------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from conftest import coded, pixels_of, psnr
 from PIL import Image
@@ -8,6 +9,7 @@ from PIL import Image
 from pillow_lic.bench.metrics import ms_ssim
 from pillow_lic.distortions import ssim_sensitive
 from pillow_lic.models.loading import load_model
+from pillow_lic.models.transforms import rate_weight
 
 
 def test_each_tune_is_better_at_its_own_measure(photo: Image.Image) -> None:
@@ -41,8 +43,21 @@ def test_errors_count_most_where_ssim_loses_most_by_them() -> None:
 
 
 def test_ssim_is_a_way_of_searching_with_any_model(photo: Image.Image) -> None:
-    picture = photo.crop((0, 0, 64, 64))
+    picture = photo.crop((60, 30, 124, 94))
     data = coded(picture, tune="ssim")
     assert data == coded(picture, tune="ssim", effort=1, model="mse")
     assert data != coded(picture, effort=1)
     assert coded(picture, tune="ssim", model="ms-ssim") != coded(picture, tune="ms-ssim")
+
+
+@pytest.mark.parametrize("effort", [1, 2])
+def test_looks_find_what_pays_by_ssim(photo: Image.Image, effort: int) -> None:
+    """Where the distortion curves more than elsewhere, shorter steps must be taken (lambda * D + R of real files)."""
+
+    def loss(data: bytes) -> float:
+        shown, original = (
+            torch.tensor(np.asarray(x), dtype=torch.float32).permute(2, 0, 1)[None] for x in (pixels_of(data), photo)
+        )
+        return float(rate_weight(3) * ssim_sensitive(shown, original)) * photo.width * photo.height + 8 * len(data)
+
+    assert loss(coded(photo, quality=3, tune="ssim", effort=effort)) < 0.99 * loss(coded(photo, quality=3))

@@ -60,7 +60,8 @@ def improve(
 
     points = points_of(tile)
     looks = STEPS[min(effort, LAST_EFFORT)]
-    looked = quantised(look(points, judge, quantiser, _curves(tile, view), looks, on_step))
+    position = None if view.measure == "mse" else _positions(view.coded)
+    looked = quantised(look(points, judge, quantiser, _curves(tile, view), looks, position, on_step))
     if effort <= LAST_EFFORT:
         return looked
 
@@ -86,6 +87,11 @@ def _curves(tile: CodedTile, view: TileView) -> Tensor:
     return curves
 
 
+def _positions(coded: Tensor) -> Tensor:
+    """Which position each of the coded latents (M, h, w) has, (n,)."""
+    return coded.flatten(1).nonzero()[:, 1]
+
+
 def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, coded: Tensor) -> Relaxation:
     """The tile's quantiser, with what coding costs around its symbols."""
     device = coded.device
@@ -107,8 +113,7 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
     if tile.lattice is None:
         return Rounding(costs)
     if isinstance(tile.lattice, Diamond):
-        position = coded.flatten(1).nonzero()[:, 1]
-        return DiamondChoice(costs, position, torch.from_numpy(tile.lattice.wide).to(device)[coded])
+        return DiamondChoice(costs, _positions(coded), torch.from_numpy(tile.lattice.wide).to(device)[coded])
     assert isinstance(tile.lattice, Lattice)
     place = coded.flatten().cumsum(0) - 1
     members = torch.from_numpy(tile.lattice.members).to(device)

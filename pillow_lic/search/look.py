@@ -19,7 +19,7 @@ LAST_EFFORT = 2
 
 CAUTIONS = (1.4, 2.0)
 """How much more than alone symbols are taken to curve the distortion, as all of them move at once; the second where
-the first leads nowhere (MS-SSIM).
+the first leads nowhere.
 """
 
 TYPICAL = 0.33

@@ -35,3 +35,10 @@ def influence(
         return gaussian_bits((symbols.detach() - shift)[0][coded], refined[0][coded]).sum()
 
     return bits
+
+
+def slope(bits: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """How many bits a step of each of the points (n,) costs the others."""
+    leaf = points.detach().requires_grad_(True)
+    (found,) = torch.autograd.grad(bits(leaf), leaf)
+    return found

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pillow_lic.search.influence import slope
 from pillow_lic.search.relax import Relaxation
 
 STEPS = (0, 1, 3, 24, 48, 100, 200, 400, 800, 1600)
@@ -58,8 +59,7 @@ def refine(
         temperature = math.exp(-2 * progress)
         points, bits = relaxation(values, temperature, noise * (1 - calming * progress), generator)
         if influence is not None and step % HINDSIGHT == 0:
-            leaf = points.detach().requires_grad_(True)
-            (push,) = torch.autograd.grad(influence(leaf), leaf)
+            push = slope(influence, points)
         loss = distortion(points) + bits + (push * points).sum()
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

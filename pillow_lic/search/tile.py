@@ -14,7 +14,7 @@ from pillow_lic.models.loading import Model
 from pillow_lic.quantizers.diamond import Diamond
 from pillow_lic.quantizers.lattice import Lattice
 from pillow_lic.search.costs import Costs, cost_table
-from pillow_lic.search.influence import influence
+from pillow_lic.search.influence import influence, slope
 from pillow_lic.search.look import LAST_EFFORT, curvature, look
 from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding
@@ -54,11 +54,12 @@ def improve(
     quantiser = _relaxation(model, tile, context, quality_code, view.coded)
     others = influence(model, tile, context, quality_code, view.coded) if effort > 1 else None
 
-    def judge(points: Tensor) -> Tensor:
-        bits = quantiser.bits(points.detach()) if others is None else others(points)
-        return view.distortion(points) + bits
-
     points = points_of(tile)
+    push = torch.zeros_like(points) if others is None else slope(others, points)
+
+    def judge(points: Tensor) -> Tensor:
+        return view.distortion(points) + quantiser.bits(points.detach()) + (push * points).sum()
+
     looks = STEPS[min(effort, LAST_EFFORT)]
     position = None if view.measure == "mse" else _positions(view.coded)
     looked = quantised(look(points, judge, quantiser, _curves(tile, view), looks, position, on_step))

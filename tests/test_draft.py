@@ -132,7 +132,7 @@ def test_means_of_the_head_are_means_of_its_pixels() -> None:
         assert torch.allclose(network(y, quality, scale), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "least"), [("mse", 38), ("ms-ssim", 36)])  # whose synthesis is less linear
+@pytest.mark.parametrize(("name", "least"), [("mse", 38), ("ms-ssim", 35)])  # whose synthesis is less linear
 def test_shipped_models_have_drafts_of_their_own(name: str, least: int, photo: Image.Image) -> None:
     model = load_model(name)
     draft = model.draft(torch.device("cpu"))  # type: ignore[union-attr]

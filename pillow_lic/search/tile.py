@@ -61,7 +61,7 @@ def improve(
         return view.distortion(points) + quantiser.bits(points.detach()) + (push * points).sum()
 
     looks = STEPS[min(effort, LAST_EFFORT)]
-    position = None if view.measure == "mse" else _positions(view.coded)
+    position = _positions(view.coded) if view.measure == "ms-ssim" else None
     looked = quantised(look(points, judge, quantiser, _curves(tile, view), looks, position, on_step))
     if effort <= LAST_EFFORT:
         return looked

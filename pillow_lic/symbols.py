@@ -16,7 +16,7 @@ from torch import Tensor
 from pillow_lic.devices import block_dtype
 from pillow_lic.entropy.coder import LIMIT, Indices, SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.context import ExactContext
-from pillow_lic.entropy.exact import MEAN_BITS
+from pillow_lic.entropy.exact import GAIN_BITS, MEAN_BITS
 from pillow_lic.entropy.passes import Given
 from pillow_lic.header import Header
 from pillow_lic.models.compressai.family import Coded, FamilyModel
@@ -77,14 +77,29 @@ def quantise(
     """Symbols of z and y for latents (1, M, h, w) in nominal steps; ``levels`` make steps finer or coarser."""
     if isinstance(model, FamilyModel):
         return _tile_of(model.quantise(y))
+    return with_hyper(model, hyper_steps(model, y, quality_code, quality), y, quality_code, quantizer, levels)
+
+
+def hyper_steps(model: Model, y: Tensor, quality_code: int, quality: Tensor) -> NDArray[np.float64]:
+    """z (N, h, w) in steps from its means, for latents (1, M, H, W) in nominal steps."""
+    z_gain, z_mean, _ = model.hyper_synthesis(y.device).z_prior(quality_code)
+    analysis = model.hyper_analysis(y.device, block_dtype(y.device))
+    z: NDArray[np.float64] = analysis(pad_to_multiple(y, HYPER_STRIDE), quality)[0].cpu().double().numpy()
+    return z * (2.0**GAIN_BITS / z_gain)[:, None, None] - (z_mean / 2.0**MEAN_BITS)[:, None, None]
+
+
+def with_hyper(
+    model: Model,
+    z: NDArray[np.float64],
+    y: Tensor,
+    quality_code: int,
+    quantizer: str = "scalar",
+    levels: Levels | None = None,
+) -> CodedTile:
+    """Symbols of z for z in steps (N, h, w), and those of y that follow; see :func:`quantise`."""
     device = y.device
-    exact = model.hyper_synthesis(device)
-    z_gain, z_mean, z_index = exact.z_prior(quality_code)
-    analysis = model.hyper_analysis(device, block_dtype(device))
-    z = analysis(pad_to_multiple(y, HYPER_STRIDE), quality)[0].cpu().double().numpy()
-    steps = z * (2.0**10 / z_gain)[:, None, None] - (z_mean / 2.0**6)[:, None, None]
-    z_indices = _spread(z_index, z.shape)
-    z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(steps), -LIMIT, LIMIT)).astype(np.int16)
+    z_indices = _spread(model.hyper_synthesis(device).z_prior(quality_code)[2], z.shape)
+    z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(z), -LIMIT, LIMIT)).astype(np.int16)
     priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device).adapted(levels, len(model.tables))
     tile = CodedTile(z_symbols, z_indices, np.zeros(0, np.int16), priors, levels=levels)
     if quantizer != "scalar":

@@ -11,7 +11,8 @@ import torch
 from conftest import coded, pixels_of, psnr
 from PIL import Image
 
-from pillow_lic.codec.analysis import analyse
+from pillow_lic.codec import searching
+from pillow_lic.codec.analysis import analyse, analysed
 from pillow_lic.codec.encoding import header_for
 from pillow_lic.entropy.coder import SymbolEncoder
 from pillow_lic.entropy.tables import Tables
@@ -22,12 +23,13 @@ from pillow_lic.quantizers import lattice
 from pillow_lic.quantizers.lattice import BW16, E8, Kind
 from pillow_lic.search import tile
 from pillow_lic.search.costs import Costs, cost_table
+from pillow_lic.search.hyper import HYPER_STEPS, better_z
 from pillow_lic.search.influence import influence
 from pillow_lic.search.look import steepness
 from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding, nearest_two
 from pillow_lic.search.target import largest
-from pillow_lic.symbols import given
+from pillow_lic.symbols import CodedTile, given, hyper_steps, pack, with_hyper
 from pillow_lic.training import probabilities
 
 CPU = torch.device("cpu")
@@ -100,15 +102,18 @@ def test_a_search_is_the_same_with_any_default_dtype(part: Image.Image, dtype: t
 def test_a_search_that_finds_nothing_better_changes_nothing(part: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tile, "refine", lambda start, *_: start.round() + 1)
     monkeypatch.setattr(Rounding, "best", lambda _, target, curves: target.round() + 1)
+    monkeypatch.setattr(searching, "better_z", lambda _, y, start, *rest: start + 1)
     for effort in (1, 3):
         assert coded(part, effort=effort, quantizer="scalar") == coded(part, quantizer="scalar")
 
 
 def test_progress_counts_steps(part: Image.Image) -> None:
-    seen: list[tuple[int, int]] = []
-    coded(part, effort=2, tile=64, progress=lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == list(range(1, 4 * (STEPS[2] + 1) + 1))
-    assert {total for _, total in seen} == {4 * (STEPS[2] + 1)}
+    for effort in (2, 3):
+        seen: list[tuple[int, int]] = []
+        coded(part, effort=effort, tile=64, progress=lambda done, total, seen=seen: seen.append((done, total)))
+        steps = 4 * (STEPS[effort] + HYPER_STEPS[effort] + 1)
+        assert [done for done, _ in seen] == list(range(1, steps + 1))
+        assert {total for _, total in seen} == {steps}
 
 
 def test_progress_is_told_to_one_call_only(part: Image.Image) -> None:
@@ -121,7 +126,8 @@ def test_progress_is_told_to_one_call_only(part: Image.Image) -> None:
 
 
 def test_effort_doubles_or_more() -> None:
-    assert len(STEPS) == 10
+    assert len(STEPS) == len(HYPER_STEPS) == 10
+    assert list(HYPER_STEPS) == sorted(HYPER_STEPS)
     assert all(2 * one <= other for one, other in pairwise(STEPS))
 
 
@@ -276,6 +282,43 @@ def test_influence_tells_what_files_take(part: Image.Image, context: str, quanti
             unseen[network.order[unit.first : unit.last]] |= phase
     assert not bool(gradient[unseen].any())
     assert float((gradient[mask & ~unseen] != 0).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize(("context", "levels"), [("none", 0), ("staircase", 0), ("staircase", 5), ("volume", 0)])
+def test_better_z_costs_less(part: Image.Image, context: str, levels: int) -> None:
+    """Fewer bits in all, and means no farther from the latents that are not coded."""
+    model, opts = load_model("mse"), EncoderOptions(quality=2.5)
+    header, quality = header_for(model, opts, *part.size, "RGB"), torch.tensor([2.5])
+    with torch.no_grad():
+        (tile_part,) = analysed(model, np.asarray(part), header, CPU, None, searching=False)
+        chosen = None if not levels else np.full((2, 2), levels, np.int8)
+        start = hyper_steps(model, tile_part.y, opts.quality_code, quality)
+        before = with_hyper(model, start, tile_part.y, opts.quality_code, levels=chosen)
+    z = better_z(model, tile_part.y, start, before, context, opts.quality_code, 20)
+    with torch.no_grad():
+        after = with_hyper(model, z, tile_part.y, opts.quality_code, levels=chosen)
+    assert z.shape == start.shape
+
+    def lost(found: CodedTile) -> float:
+        y = tile_part.y[0] * (1 if found.priors.factor is None else found.priors.factor)
+        return float((y - found.priors.mean / 64 - torch.from_numpy(found.steps)).square().sum())
+
+    sizes = [8 * len(pack(model, found, context, opts.quality_code)) for found in (before, after)]
+    assert sizes[1] + 6 * lost(after) < sizes[0] + 6 * lost(before)
+    assert sizes[1] < sizes[0]
+
+
+def test_the_float_hyper_synthesis_follows_its_integers(part: Image.Image) -> None:
+    model, opts = load_model("mse"), EncoderOptions(quality=5, quantizer="scalar")
+    with torch.no_grad():
+        (found,) = analyse(model, np.asarray(part), header_for(model, opts, *part.size, "RGB"), CPU)
+    gain, mean, _ = model.hyper_synthesis(CPU).z_prior(opts.quality_code)
+    z = (found.z + mean[:, None, None] / 64) * gain[:, None, None] / 1024
+    network = model.float_hyper_synthesis(CPU)
+    means, index, _ = network(torch.from_numpy(z).float()[None], torch.tensor([5.0]))
+    h, w = found.priors.mean.shape[1:]
+    assert float((means[0, :, :h, :w] - found.priors.mean / 64).abs().mean()) < 0.02
+    assert float((index[0, :, :h, :w].clamp(0, 63) - found.priors.index).abs().max()) < 1
 
 
 # -- targets -------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -17,27 +16,25 @@ import torch
 from pillow_lic import alpha, container, options
 from pillow_lic.codec import families
 from pillow_lic.codec.adaptation import chosen_levels, important_levels
-from pillow_lic.codec.analysis import Part, analysed
-from pillow_lic.codec.common import contexts_to_try, crop, in_silence, quality_tensor, report
+from pillow_lic.codec.analysis import analysed
+from pillow_lic.codec.common import contexts_to_try, in_silence, report
 from pillow_lic.codec.decoding import decode
+from pillow_lic.codec.searching import searched
 from pillow_lic.codec.tiles import to_bytes
 from pillow_lic.container import Coded, Frame
-from pillow_lic.devices import block_dtype, choose_device, or_on_cpu, quiet
-from pillow_lic.entropy.exact import MEAN_BITS
+from pillow_lic.devices import choose_device, or_on_cpu, quiet
 from pillow_lic.header import MAX_FRAMES, MAX_QUALITY_CODE, MAX_SIDE, Animation, Header, fits_one_tile
 from pillow_lic.inputs import check_pixels
 from pillow_lic.models.compressai.family import Family
 from pillow_lic.models.loading import AnyModel, Model, OneQuality, is_shipped, load_model
-from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
+from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import Pixels, default_tile, latent_size, psnr
 from pillow_lic.quantizers import adaptive
 from pillow_lic.scans import scans_for
+from pillow_lic.search.hyper import HYPER_STEPS
 from pillow_lic.search.refine import STEPS
 from pillow_lic.search.target import largest
-from pillow_lic.search.tile import improve
-from pillow_lic.search.view import TileView
-from pillow_lic.symbols import CodedTile
 
 
 class Encoder(Protocol):
@@ -154,7 +151,7 @@ def _encode(
 ) -> tuple[str, list[Frame]]:
     """The context model that makes the frames smallest, and the frames coded with it."""
     frames: list[dict[str, list[Coded]]] = []
-    units = 1 + STEPS[search[0]]
+    units = 1 + STEPS[search[0]] + HYPER_STEPS[search[0]]
     total = header.frames * header.tiles * units
     done = 0
     for (array, _), own in zip(pictures, levels, strict=True):
@@ -163,7 +160,7 @@ def _encode(
         for part in analysed(model, array, header, device, own, searching=units > 1):
             tile = part.coded
             if units > 1 and isinstance(model, Model):
-                tile = _search(model, part, header, contexts, search, (done, total))
+                tile = searched(model, part, header, contexts, search, (done, total))
             if header.progressive and not scans and isinstance(model, Model):
                 scans = scans_for(model, tile, contexts[-1], header.quality_code)
             for name in contexts:
@@ -205,53 +202,6 @@ def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str
         reached = -attempt(0)[1]
         raise ValueError(f"target_psnr {wanted:g} is out of reach: this picture has {reached:.2f} dB at quality 8")
     return found
-
-
-def _search(
-    model: Model,
-    part: Part,
-    header: Header,
-    contexts: Sequence[str],
-    search: tuple[int, str | None],
-    progress: tuple[int, int],
-) -> CodedTile:
-    """The tile with better symbols of y, or as it is if none are found."""
-    device = part.y.device
-    h, w = latent_size(header.height), latent_size(header.width)
-    priors = part.coded.priors
-    # Tensors made in inference mode have no gradients, copies of them do.
-    with torch.inference_mode(False), torch.enable_grad():
-        near = part.place.grown(model.arch.synthesis_margin, h, w)
-        pixels = crop(part.pixels, near, part.around, LATENT_STRIDE).clone()
-        y = crop(part.y, near, part.around).clone()
-        network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
-        view = TileView(
-            synthesis=lambda latents: network(latents, quality),
-            pixels=pixels,
-            around=y,
-            top=part.place.top - near.top,
-            left=part.place.left - near.left,
-            mean=priors.mean.to(torch.float32) / 2**MEAN_BITS,
-            coded=(priors.index >= model.tables.skip).clone(),
-            inverse_gain=model.inverse_gain(options.quality_of(header.quality_code)).to(device),
-            weight=float(rate_weight(quality)),
-            measure=search[1] or model.distortion,
-            factor=None if priors.factor is None else priors.factor.clone(),
-            fineness=None if priors.fineness is None else priors.fineness.clone(),
-        )
-        if not view.measurable or not bool(view.coded.any()):
-            return part.coded
-        done = count(progress[0] + 1)
-        return improve(
-            model,
-            part.coded,
-            crop(y, part.place, near)[0] * (1 if view.factor is None else view.factor) - view.mean,
-            view,
-            contexts,
-            header.quality_code,
-            search[0],
-            lambda: report(next(done), progress[1]),
-        )
 
 
 def _quantizer(model: AnyModel, opts: EncoderOptions) -> str:

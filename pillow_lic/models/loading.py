@@ -30,11 +30,11 @@ from pillow_lic.entropy.exact import ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.entropy.volume import ExactVolume
 from pillow_lic.models.compressai.family import Family, FamilyModel
-from pillow_lic.models.context.floats import float_network
 from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import HYPER, VOLUME, WHOLE, Division, channels_of, units_of
 from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.errors import ModelError, reading
+from pillow_lic.models.floats import float_hyper_synthesis, float_network
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
 from pillow_lic.models.importance import ImportanceMap, load_importance
 from pillow_lic.models.transforms import (
@@ -114,6 +114,15 @@ class Model:
         """h_s in integers."""
         return self._cached(("exact", device), lambda: self.exact.to(device))  # type: ignore[no-any-return]
 
+    def float_hyper_synthesis(self, device: torch.device) -> HyperSynthesis:
+        """h_s to differentiate, by the float numbers that its integers stand for."""
+
+        @torch.inference_mode(False)
+        def make() -> HyperSynthesis:
+            return float_hyper_synthesis(self.exact, self.arch).to(device)
+
+        return self._cached(("float h_s", device), make)  # type: ignore[no-any-return]
+
     def context(self, name: str, device: torch.device) -> ExactContext:
         """A context model in integers, read from the model's file when it is first asked for.
 
@@ -129,7 +138,7 @@ class Model:
                 self._check_unchanged()
                 return _read_volume(self, device)
             channels, hidden = channels_of(name, self.arch)
-            division = (self.hyper if name == HYPER else self.contexts.get(name)) or WHOLE
+            division = self._division(name)
             units = units_of(name, channels, division)
             part = self._integers_of(name)
             made = ExactContext(units, part, len(self.tables), device, division.order(channels))
@@ -139,7 +148,7 @@ class Model:
         return self._cached(("context", name, device), make)  # type: ignore[no-any-return]
 
     def float_context(self, name: str, device: torch.device) -> ContextModel:
-        """A context model of y to differentiate, by the float numbers that its integers stand for.
+        """A context model of y, or that of z, to differentiate, by the float numbers that its integers stand for.
 
         Raises ``ValueError`` if the model has none of that name, or one without units, as ``volume``.
         """
@@ -147,9 +156,12 @@ class Model:
         @torch.inference_mode(False)
         def make() -> ContextModel:
             self.context(name, device)  # checks all that there is to check
-            return float_network(name, self._integers_of(name), self.contexts[name], self.arch).to(device)
+            return float_network(name, self._integers_of(name), self._division(name), self.arch).to(device)
 
         return self._cached(("float context", name, device), make)  # type: ignore[no-any-return]
+
+    def _division(self, context: str) -> Division:
+        return (self.hyper if context == HYPER else self.contexts.get(context)) or WHOLE
 
     def _integers_of(self, context: str) -> dict[str, Tensor]:
         """The tensors of a context model by name; ``ValueError`` if the file was replaced meanwhile."""

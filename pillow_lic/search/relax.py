@@ -49,11 +49,7 @@ class Rounding:
         self, values: Tensor, temperature: float, noise: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Points and the bits of each, (n,) both."""
-        low = values.detach().floor()
-        fraction = (values - low).clamp(1e-4, 1 - 1e-4)
-        favour = (torch.atanh(fraction) - torch.atanh(1 - fraction)) / temperature
-        chance = _chances(fraction, generator)
-        share = torch.sigmoid((favour + noise * torch.logit(chance)) / temperature)
+        low, share = softly_rounded(values, temperature, noise, generator)
         below = self.costs.of(low)
         return low + share, below + share * (self.costs.of(low + 1) - below)
 
@@ -165,6 +161,19 @@ class LatticeChoice:
         last = (slice(None), torch.arange(len(self.last), device=floors.device), self.last)
         free = costs.of(floors)
         return free.sum(dim=2) - free[last] + costs.part(last).of_parity(floors[last]) + math.log2(len(self.kind.words))
+
+
+def softly_rounded(
+    values: Tensor, temperature: float, noise: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The whole numbers below values, and how far a random choice goes from there to those above; see
+    :class:`Relaxation`.
+    """
+    low = values.detach().floor()
+    fraction = (values - low).clamp(1e-4, 1 - 1e-4)
+    favour = (torch.atanh(fraction) - torch.atanh(1 - fraction)) / temperature
+    chance = _chances(fraction, generator)
+    return low, torch.sigmoid((favour + noise * torch.logit(chance)) / temperature)
 
 
 def _chances(like: Tensor, generator: torch.Generator) -> Tensor:

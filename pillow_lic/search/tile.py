@@ -48,13 +48,10 @@ def improve(
     def quantised(values: Tensor) -> CodedTile:
         return with_residual(model, tile, torch.zeros_like(start).masked_scatter(view.coded, values))
 
-    def points_of(candidate: CodedTile) -> Tensor:
-        return torch.from_numpy(candidate.steps).to(start.device)[view.coded]
-
     quantiser = _relaxation(model, tile, context, quality_code, view.coded)
     others = influence(model, tile, context, quality_code, view.coded) if effort > 1 else None
 
-    points = points_of(tile)
+    points = _points(tile, view)
     push = torch.zeros_like(points) if others is None else slope(others, points)
 
     def judge(points: Tensor) -> Tensor:
@@ -69,14 +66,22 @@ def improve(
     def relaxation(values: Tensor) -> Relaxation:
         return _relaxation(model, quantised(values), context, quality_code, view.coded)
 
-    def cost(candidate: CodedTile) -> float:
-        bits = 8 * min(len(pack(model, candidate, name, quality_code)) for name in contexts)
-        return float(view.distortion(points_of(candidate))) + bits
-
     rate = RATES[tile.lattice is not None]
-    begin = torch.lerp(start[view.coded], points_of(looked), LOOKED)
+    begin = torch.lerp(start[view.coded], _points(looked, view), LOOKED)
     values = refine(begin, view.distortion, relaxation, STEPS[effort] - looks, rate, others, on_step)
-    return min((quantised(values), looked, tile), key=cost)
+    return min((quantised(values), looked, tile), key=lambda one: cost_of(model, one, view, contexts, quality_code))
+
+
+def cost_of(model: Model, tile: CodedTile, view: TileView, contexts: Sequence[str], quality_code: int) -> float:
+    """lambda D + R of a tile in bits, with the best of the contexts."""
+    bits = 8 * min(len(pack(model, tile, name, quality_code)) for name in contexts)
+    with torch.no_grad():
+        return float(view.distortion(_points(tile, view))) + bits
+
+
+def _points(tile: CodedTile, view: TileView) -> Tensor:
+    """The points of a tile's coded latents, (n,)."""
+    return torch.from_numpy(tile.steps).to(view.coded.device)[view.coded]
 
 
 def _curves(tile: CodedTile, view: TileView) -> Tensor:

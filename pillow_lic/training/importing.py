@@ -9,15 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
-from pillow_lic.entropy.exact import ACTIVATION_BITS, GAIN_BITS, LAYERS, MEAN_BITS
-from pillow_lic.models.context.floats import float_weights
 from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.errors import reading
-from pillow_lic.models.hyperprior import INDEX_GAIN
+from pillow_lic.models.floats import float_weights, hyper_weights
 from pillow_lic.models.loading import Model, load_model, manifest_of
 from pillow_lic.training.export import FLOAT_PARTS
 
@@ -34,7 +30,7 @@ def weights_of(name: str | Path) -> dict[str, Any]:
     with reading(model.path), safe_open(model.path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         average = {k: v.float() for k, v in tensors.items() if k.startswith((*FLOAT_PARTS, "log_"))}
-        average |= _hyper_synthesis({k.removeprefix("exact."): v for k, v in tensors.items() if k.startswith("exact.")})
+        average |= hyper_weights(model.exact)
         contexts = {name: division.as_dict() for name, division in model.contexts.items() if name != VOLUME}
         if model.hyper is not None:
             contexts[HYPER] = model.hyper.as_dict()
@@ -46,21 +42,3 @@ def weights_of(name: str | Path) -> dict[str, Any]:
     training = told.get("training") if told.get("identity") == model.identity.hex() else None
     history = training.get("stages", []) if isinstance(training, dict) else []
     return {"average": average, "contexts": contexts, "history": history, "distortion": model.distortion}
-
-
-def _hyper_synthesis(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
-    for name in LAYERS:
-        weight, bias, shift = (tensors[f"{name}.{part}"].double() for part in ("weight", "bias", "shift"))
-        fraction, gain = torch.full_like(shift, ACTIVATION_BITS), torch.ones_like(shift)
-        if name == "leave":
-            half = len(shift) // 2
-            fraction[:half], fraction[half:] = MEAN_BITS, 0
-            gain[half:] = INDEX_GAIN
-        power = 2.0 ** (shift - ACTIVATION_BITS + fraction) * gain
-        found[f"hyper_synthesis.{name}.weight"] = (weight / power[:, None, None, None]).float()
-        found[f"hyper_synthesis.{name}.bias"] = (bias / power * 2.0**-ACTIVATION_BITS).float()
-    found["z_inverse_gain"] = (tensors["z_inverse_gain"] * 2.0**-GAIN_BITS).float()
-    found["z_mean"] = (tensors["z_mean"] * 2.0**-MEAN_BITS).float()
-    found["z_index"] = (tensors["z_index"] * (2.0**-MEAN_BITS / INDEX_GAIN)).float()
-    return found

@@ -49,7 +49,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def list_models(args: argparse.Namespace) -> None:
     """List installed models: name, identity, architecture, and the folder it lies in, first found first."""
     from pillow_lic.models.compressai.family import Family
-    from pillow_lic.models.loading import installed, load_model
+    from pillow_lic.models.finding import installed
+    from pillow_lic.models.loading import load_model
 
     seen: set[str] = set()
     for path in installed():
@@ -67,7 +68,8 @@ def list_models(args: argparse.Namespace) -> None:
 def show_model(args: argparse.Namespace) -> None:
     """Show a model's identity, qualities, contexts, quantisers, and what its manifest says of its making."""
     from pillow_lic.models.compressai.family import Family
-    from pillow_lic.models.loading import load_model, manifest_of
+    from pillow_lic.models.finding import manifest_of
+    from pillow_lic.models.loading import load_model
 
     model = load_model(args.name)
     manifest = manifest_of(model.path)
@@ -99,7 +101,8 @@ def show_model(args: argparse.Namespace) -> None:
 
 def verify_models(args: argparse.Namespace) -> None:
     """Read every network of each model, check that its arithmetic is exact, and compare it with its manifest."""
-    from pillow_lic.models.loading import installed, load_model, manifest_of, verify
+    from pillow_lic.models.finding import installed, manifest_of
+    from pillow_lic.models.loading import load_model, verify
 
     for name in args.names or [str(p) for p in installed()]:
         model = load_model(name)

@@ -26,7 +26,8 @@ from pillow_lic.devices import choose_device, or_on_cpu, quiet
 from pillow_lic.header import MAX_FRAMES, MAX_QUALITY_CODE, MAX_SIDE, Animation, Header, fits_one_tile
 from pillow_lic.inputs import check_pixels
 from pillow_lic.models.compressai.family import Family
-from pillow_lic.models.loading import AnyModel, Model, OneQuality, is_shipped, load_model
+from pillow_lic.models.finding import is_shipped
+from pillow_lic.models.loading import AnyModel, Model, OneQuality, load_model
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import Pixels, default_tile, latent_size, psnr

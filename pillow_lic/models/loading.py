@@ -1,13 +1,7 @@
-"""Trained models: finding a file by name or identity, checking it, and keeping it in memory.
-
-A model is one .safetensors file.  Its identity, which every coded file names, is the first eight
-bytes of the file's SHA-256; a manifest of the same name with .json tells people where it comes
-from and is not needed to use it.
-"""
+"""Trained models: one .safetensors file each, read by name or identity, checked, and kept in memory."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -19,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from platformdirs import user_data_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -34,6 +27,15 @@ from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import HYPER, VOLUME, WHOLE, Division, channels_of, units_of
 from pillow_lic.models.draft import Draft, load_draft
 from pillow_lic.models.errors import ModelError, reading
+from pillow_lic.models.finding import (
+    SEARCH_PATH_VARIABLE,
+    identity_of,
+    identity_or_none,
+    installed,
+    manifest_of,
+    search_path,
+    user_models,
+)
 from pillow_lic.models.floats import float_hyper_synthesis, float_network
 from pillow_lic.models.hyperprior import HyperAnalysis, HyperSynthesis
 from pillow_lic.models.importance import ImportanceMap, load_importance
@@ -48,14 +50,11 @@ from pillow_lic.models.transforms import (
 FORMAT = 1
 _INTEGERS = ("exact.", "tables.")
 VOLUME_SUFFIX = ".volume"
-SEARCH_PATH_VARIABLE = "PILLOW_LIC_MODELS"
-_PACKAGE = Path(__file__).resolve().parent.parent
 _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     # A child would wait for ever for a thread of its parent that was reading a model.
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 _loaded: dict[bytes, AnyModel] = {}
-_identities: dict[tuple[Path, int, int], bytes] = {}
 
 
 @dataclass
@@ -175,7 +174,7 @@ class Model:
         return found
 
     def _check_unchanged(self) -> None:
-        if _identity(self.path) != self.identity:
+        if identity_of(self.path) != self.identity:
             raise ValueError(f"{self.path} was replaced while it was in use")
 
     def importance(self, device: torch.device) -> ImportanceMap:
@@ -231,22 +230,6 @@ OneQuality = Model | FamilyModel
 """What a picture is coded with."""
 
 
-def search_path() -> list[Path]:
-    """Folders that hold models: PILLOW_LIC_MODELS, the user's data directory, the package's own."""
-    given = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
-    return [*given, user_data_path("pillow-lic") / "models", *_own_folders()]
-
-
-def _own_folders() -> list[Path]:
-    checkout = _PACKAGE.parent / "weights"
-    return [_PACKAGE / "weights", *([checkout] if (_PACKAGE.parent / "pyproject.toml").is_file() else [])]
-
-
-def is_shipped(path: Path) -> bool:
-    """Whether a model file comes with the package, so that everybody has it."""
-    return path.resolve().parent in _own_folders()
-
-
 def load_model(name: str) -> AnyModel:
     """The model of that name in the search path, or at that path if it ends in .safetensors.
 
@@ -277,13 +260,13 @@ def model_by_identity(identity: bytes, name: str = "") -> AnyModel:
             return _loaded[identity]
         # Large files are read whole to identify them: first those whose manifests say that they are it.
         for path in sorted(installed(), key=lambda p: manifest_of(p).get("identity") != identity.hex()):
-            if _identity_or_none(path) == identity:
+            if identity_or_none(path) == identity:
                 return _load(path)
     others = [p for p in installed() if p.stem == name]
     raise OSError(
         f"this LIC file was written with the model {f'{name!r} ' if name else ''}{identity.hex()}, which is not "
         f"installed{f' ({others[0]} is another one)' if others else ''}; "
-        f"put its .safetensors file into {user_data_path('pillow-lic') / 'models'} "
+        f"put its .safetensors file into {user_models()} "
         f"or a folder named in {SEARCH_PATH_VARIABLE}"
     )
 
@@ -304,47 +287,17 @@ def verify(model: AnyModel) -> None:
         load_importance(model.path, model.identity, model.arch.latents, device)
 
 
-def _identity_or_none(path: Path) -> bytes | None:
-    """One file that cannot be read must not hide the others."""
-    with suppress(OSError):
-        return _identity(path)
-    return None
-
-
-def manifest_of(path: Path) -> dict[str, Any]:
-    """What the manifest beside a model file says; nothing if there is none that can be read."""
-    with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}
-
-
 def _check_manifest(path: Path) -> None:
-    identity = _identity(path)
+    identity = identity_of(path)
     said = None if identity in _loaded else manifest_of(path).get("identity")
     if said is not None and said != identity.hex():
         raise ModelError(f"{path} is damaged or was replaced: its manifest describes {said}, it is {identity.hex()}")
 
 
-def installed() -> list[Path]:
-    """All model files in the search path, in its order."""
-    found = (p for folder in search_path() if folder.is_dir() for p in sorted(folder.glob("*.safetensors")))
-    return [p for p in found if p.is_file()]
-
-
-def _identity(path: Path) -> bytes:
-    stat = path.stat()
-    key = (path.resolve(), stat.st_size, stat.st_mtime_ns)
-    if key not in _identities:
-        with path.open("rb") as file:
-            _identities[key] = hashlib.file_digest(file, "sha256").digest()[:8]
-    return _identities[key]
-
-
 def _load(path: Path) -> AnyModel:
     """Read a model file; :class:`ModelError` if it is none or is not exact."""
     with _lock:
-        identity = _identity(path)
+        identity = identity_of(path)
         if identity not in _loaded:
             with reading(path), on_threads():
                 _loaded[identity] = _read(path, identity)

@@ -13,8 +13,9 @@ from safetensors import safe_open
 
 from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.errors import reading
+from pillow_lic.models.finding import manifest_of
 from pillow_lic.models.floats import float_weights, hyper_weights
-from pillow_lic.models.loading import Model, load_model, manifest_of
+from pillow_lic.models.loading import Model, load_model
 from pillow_lic.training.export import FLOAT_PARTS
 
 

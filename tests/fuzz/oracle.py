@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pillow_lic import container
-from pillow_lic.models import loading
+from pillow_lic.models import finding, loading
 from pillow_lic.models.errors import ModelError
 
 PIXELS = 2**17
@@ -124,7 +124,7 @@ class Oracle:
                     self._code(path, way)
             finally:
                 loading._loaded.clear()
-                loading._identities.clear()
+                finding._identities.clear()
         return "taken"
 
     @staticmethod

@@ -6,7 +6,6 @@ follows from z alone, and so does the distortion, but for what the decoder makes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,6 +21,8 @@ from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.hyperprior import gaussian_bits, scale_of
 from pillow_lic.models.loading import Model
 from pillow_lic.quantizers.adaptive import Priors
+from pillow_lic.search.descent import descend
+from pillow_lic.search.influence import HINDSIGHT
 from pillow_lic.search.look import curvature
 from pillow_lic.search.relax import softly_rounded
 from pillow_lic.symbols import CodedTile
@@ -31,11 +32,6 @@ HYPER_STEPS = (0, 0, 0, 20, 20, 40, 60, 100, 200, 200)
 
 RATE = 0.03
 """Adam's learning rate in steps of z; see docs/decisions.md."""
-
-HINDSIGHT = 4
-"""Steps between looks at y's context model."""
-
-SEED = 0
 
 
 def better_z(
@@ -54,20 +50,14 @@ def better_z(
     on one machine.
     """
     judge = _Judge.of(model, y, tile, context, quality_code)
-    values = torch.from_numpy(start).to(y.device, torch.float32).requires_grad_(True)
-    adam = torch.optim.Adam([values], lr=RATE, betas=(0.9, 0.99))
-    generator = torch.Generator(y.device).manual_seed(SEED)
     noise = min(1.0, max(0.0, (steps - 20) / 40))
-    for step in range(steps):
-        progress = step / steps
-        adam.param_groups[0]["lr"] = RATE * min(1.0, 2 * (1 - progress))
-        low, share = softly_rounded(values, math.exp(-2 * progress), noise * (1 - progress), generator)
-        loss = judge(low + share, look=step % HINDSIGHT == 0)
-        adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        on_step()
-    found: NDArray[np.float64] = values.detach().cpu().double().numpy()
+
+    def loss(values: Tensor, step: int, temperature: float, generator: torch.Generator) -> Tensor:
+        low, share = softly_rounded(values, temperature, noise * (1 - step / steps), generator)
+        return judge(low + share, look=step % HINDSIGHT == 0)
+
+    begin = torch.from_numpy(start).to(y.device, torch.float32)
+    found: NDArray[np.float64] = descend(begin, loss, steps, RATE, on_step).cpu().double().numpy()
     return found
 
 

@@ -14,6 +14,9 @@ from pillow_lic.models.hyperprior import gaussian_bits
 from pillow_lic.models.loading import Model
 from pillow_lic.symbols import CodedTile
 
+HINDSIGHT = 4
+"""Steps of a descent between looks at what symbols do to the costs of those coded after them, which changes slowly."""
+
 
 def influence(
     model: Model, tile: CodedTile, context: str, quality_code: int, coded: Tensor

@@ -7,13 +7,13 @@ they are, and so does every decoder.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from pillow_lic.search.influence import slope
+from pillow_lic.search.descent import descend
+from pillow_lic.search.influence import HINDSIGHT, slope
 from pillow_lic.search.relax import Relaxation
 
 STEPS = (0, 1, 3, 24, 48, 100, 200, 400, 800, 1600)
@@ -21,11 +21,6 @@ STEPS = (0, 1, 3, 24, 48, 100, 200, 400, 800, 1600)
 
 REFRESH = 32
 """Steps between looks at what a context model makes of the symbols as they are by then."""
-
-HINDSIGHT = 4
-"""Steps between looks at what symbols do to the costs of those coded after them, which changes slowly."""
-
-SEED = 0
 
 
 def refine(
@@ -44,25 +39,18 @@ def refine(
     costs of others (:mod:`pillow_lic.search.influence`).  ``rate`` is Adam's learning rate in steps, held for the first
     half and lowered to nothing over the second.  Deterministic on one machine.
     """
-    values = start.detach().clone().requires_grad_(True)
-    adam = torch.optim.Adam([values], lr=rate, betas=(0.9, 0.99))
-    generator = torch.Generator(start.device).manual_seed(SEED)
     # A few steps are better off without noise, more find better symbols with it (docs/decisions.md).
     noise = min(1.0, max(0.0, (steps - 8) / 24))
-    push = torch.zeros_like(start)
     calming = min(1.0, max(0.5, 64 / steps))
-    for step in range(steps):
-        progress = step / steps
-        if step % REFRESH == 0:
+    relaxation, push = relaxation_of(start.detach()), torch.zeros_like(start)
+
+    def loss(values: Tensor, step: int, temperature: float, generator: torch.Generator) -> Tensor:
+        nonlocal relaxation, push
+        if step and step % REFRESH == 0:
             relaxation = relaxation_of(values.detach())
-        adam.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - progress))
-        temperature = math.exp(-2 * progress)
-        points, bits = relaxation(values, temperature, noise * (1 - calming * progress), generator)
+        points, bits = relaxation(values, temperature, noise * (1 - calming * (step / steps)), generator)
         if influence is not None and step % HINDSIGHT == 0:
             push = slope(influence, points)
-        loss = distortion(points) + bits + (push * points).sum()
-        adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        adam.step()
-        on_step()
-    return values.detach()
+        return distortion(points) + bits + (push * points).sum()
+
+    return descend(start, loss, steps, rate, on_step)

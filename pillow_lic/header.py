@@ -14,7 +14,7 @@ ALPHA, FRAME = b"ALPH", b"FRAM"
 
 MODES = ("L", "RGB", "LA", "RGBA")
 CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase", "volume")
-QUANTIZERS = ("scalar", "e8", "diamond", "bw16")
+QUANTIZERS = ("scalar", "e8", "diamond", "bw16", "h24")
 
 MAX_SIDE = 2**24
 MAX_QUALITY_CODE = 1792

@@ -20,7 +20,7 @@ EFFORT_MAX = 9
 DEFAULT_CONTEXT = "staircase"
 """The best context model that decodes in at most 1.5 times the time of none (docs/benchmarks.md)."""
 
-DEFAULT_LATTICE = "bw16"
+DEFAULT_LATTICE = "h24"
 """The quantiser of models that have tables for lattices, the best one that decodes as fast as the others do."""
 
 FAST_CONTEXTS = ("checkerboard", "channel", "staircase")
@@ -45,9 +45,9 @@ class EncoderOptions:
     context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), "volume"
                (slower), or "auto" to try all but the slow ones and keep the smallest file; None for "staircase"
                where the model has it, else "none"; at one quality and an effort up to 2 all decode to the same pixels
-    quantizer  "scalar"; "bw16", "e8": groups of sixteen or eight latents on the Barnes-Wall lattice or on E8,
-               smaller files at some milliseconds; or "diamond": all latents of a position on whole or on
-               half steps (LVQAC), in between; None for "bw16" where the model has lattices, else "scalar"
+    quantizer  "scalar"; "h24", "bw16", "e8": groups of 24, sixteen or eight latents on half of Leech's lattice, that
+               of Barnes and Wall, or E8, smaller files at some milliseconds; or "diamond": all latents of a position on
+               whole or on half steps (LVQAC), in between; None for "h24" where the model has lattices, else "scalar"
     alpha_quality
                0 to 100: in how many levels transparency is kept; 100, the default: all of them
     exact      keep the colours of transparent pixels, which nobody sees; default False

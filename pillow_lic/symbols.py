@@ -241,7 +241,7 @@ def decode_hyper(
     on: Cosets | None = None
     if header.quantizer != "scalar":
         try:
-            on, priors = _on_lattice(model, header.quantizer, priors)
+            on, priors = _on_lattice(model, header.quantizer, priors, len(coders))
         except ValueError as error:
             raise OSError(f"this LIC file cannot be decoded: {error}") from error
     y = np.zeros(priors.index.shape, np.int16)
@@ -287,7 +287,7 @@ def _tile_of(coded: Coded) -> CodedTile:
     return CodedTile(coded.z, np.zeros(0, np.uint8), coded.y, priors)
 
 
-def _on_lattice(model: Model, quantizer: str, priors: Priors) -> tuple[Lattice | Diamond, Priors]:
+def _on_lattice(model: Model, quantizer: str, priors: Priors, tiles: int = 1) -> tuple[Lattice | Diamond, Priors]:
     """Which latents lie on a lattice, all of them on whole steps, and what is then known of all latents.
 
     Raises ``ValueError`` if the model has no tables for lattices.
@@ -297,8 +297,8 @@ def _on_lattice(model: Model, quantizer: str, priors: Priors) -> tuple[Lattice |
         wide = index >= model.lattice_index
         return Diamond(wide, np.zeros(int(diamond.positions(wide).sum()), np.uint8)), priors
     kind = KINDS[quantizer]
-    members = lattice.members_of(index, model.lattice_index, kind.side)
-    found = Lattice(kind, members, np.zeros(len(members), np.uint8), index.shape)
+    members = lattice.members_of(index, model.lattice_index, kind, tiles)
+    found = Lattice(kind, members, kind.cosets(len(members)), index.shape)
     return found, priors.stretched(members, kind.level, len(model.tables))
 
 
@@ -345,7 +345,7 @@ def _checksums(tile: CodedTile) -> list[int]:
     if tile.lattice is not None:
         assert isinstance(tile.lattice, (Lattice, Diamond))
         ends = np.cumsum(_cosets_by_tile(tile.lattice, tile.tiles))[:-1]
-        coset = np.split(tile.lattice.coset, ends)
+        coset = np.split(tile.lattice.coset.astype(tile.lattice.coset.dtype.newbyteorder("<")), ends)
         found = [zlib.crc32(part.tobytes(), crc) for crc, part in zip(found, coset, strict=True)]
     if tile.levels is not None:
         found = [zlib.crc32(tile.levels.tobytes(), found[0])]

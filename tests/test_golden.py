@@ -21,6 +21,7 @@ FILES = (
     "lattice-none",
     "diamond-none",
     "bw16-none",
+    "h24-none",
     "kind-alpha",
     "kind-roi",
     "kind-animation",
@@ -61,7 +62,7 @@ def test_metadata() -> None:
         assert image.getexif()[0x013B] == "somebody"
 
 
-KINDS = ("context", "scalar", "lattice", "diamond", "bw16", *(f"scans-{quantizer}" for quantizer in QUANTIZERS))
+KINDS = ("context", "scalar", "lattice", "diamond", "bw16", "h24", *(f"scans-{quantizer}" for quantizer in QUANTIZERS))
 DIVIDED = ("divided", "scans-divided", "hyper", "scans-hyper")
 """Files whose context models have interleaved groups of channels, or beside which z has one of its own."""
 

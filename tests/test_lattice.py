@@ -17,8 +17,8 @@ from pillow_lic.entropy.tables import PRECISION, TOTAL, Tables
 from pillow_lic.models.context.schedule import CONTEXTS
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
-from pillow_lic.quantizers import lattice
-from pillow_lic.quantizers.lattice import BW16, E8, KINDS
+from pillow_lic.quantizers import golay, lattice
+from pillow_lic.quantizers.lattice import BW16, E8, H24, KINDS
 from pillow_lic.training.export import write_model
 from pillow_lic.training.probabilities import make_tables
 
@@ -75,10 +75,66 @@ def test_barnes_wall() -> None:
     assert np.allclose(lattice.distances(x, BW16).min(axis=1), np.square(x - points).sum(axis=1), atol=1e-3)
 
 
+def test_the_golay_code() -> None:
+    words = golay.WORDS
+    weights, counts = np.unique(words.sum(axis=1), return_counts=True)
+    assert (weights.tolist(), counts.tolist()) == ([0, 8, 12, 16, 24], [1, 759, 2576, 759, 1])
+    known = {bytes(word) for word in words}
+    assert len(known) == 4096
+    basis = words[[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048]]
+    assert {bytes(np.bitwise_xor.reduce(basis[np.arange(12)[n >> np.arange(12) & 1 == 1]], initial=0))
+            for n in range(1, 4096)} | {bytes(24)} == {bytes(w ^ words[0]) for w in words}  # fmt: skip
+
+
+def of_all_words(x: np.ndarray) -> np.ndarray:
+    """Squared distances of groups (G, 24) to the nearest points of H24, word by word."""
+    found = np.full(len(x), np.inf)
+    for word in H24.words:
+        moved = x - word / 2
+        found = np.minimum(found, np.square(moved - lattice.nearest_even(moved)).sum(axis=1))
+    return found
+
+
+def test_half_of_leech() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(scale=5, size=(30000, 24)).astype(np.float32)
+    floors, coset = lattice.quantise(x, H24)
+    assert (floors.sum(axis=1) % 2 == 0).all()
+    points = floors + H24.words[coset] / 2
+    error = np.square(x - points)
+    # 0.98 dB below rounding's 1/12 for 2048 points to a volume; Leech's lattice has 1.03, that of Barnes and Wall 0.86.
+    assert error.mean() == pytest.approx(0.0665 * 2048 ** (-2 / 24), rel=0.005)
+    best = of_all_words(x[:1000])
+    found = error[:1000].sum(axis=1)
+    assert (found >= best - 1e-3).all()
+    assert found.mean() < 1.003 * best.mean()
+    # Any two points are at a squared distance of 2 at least: none is nearer to another one.
+    again, same = lattice.quantise((points + 0.14 * rng.choice([-1, 1], x.shape)).astype(np.float32), H24)
+    assert np.array_equal(again + H24.words[same] / 2, points)
+
+
+@pytest.mark.parametrize("kind", [BW16, H24])
+def test_several_near_words(kind: lattice.Kind) -> None:
+    x = np.random.default_rng(5).normal(scale=3, size=(1500, kind.side)).astype(np.float32)
+
+    def distance(words: np.ndarray) -> np.ndarray:
+        moved = x - words / np.float32(2)
+        return np.square(moved - lattice.nearest_even(moved)).sum(axis=1)
+
+    near = lattice.nearest_words(x, kind, 8)
+    assert (np.diff(np.sort(near, axis=1), axis=1) > 0).all()
+    distances = np.stack([distance(kind.words[n]) for n in near.T])
+    plain = distance(kind.words[lattice.quantise(x, kind)[1]])
+    assert (distances.min(axis=0) <= plain + 1e-3).all()
+    farther = (distances.max(axis=0) < distance(kind.words[np.zeros(1500, int)])).mean()  # than any one word
+    assert farther > 0.9 * (1 - 8 / len(kind.words))
+    assert np.array_equal(near[700:], lattice.nearest_words(x[700:], kind, 8))
+
+
 def test_groups_are_eight_channels_of_one_position() -> None:
     rng = np.random.default_rng(3)
     index = rng.integers(0, 30, (50, 3, 4)).astype(np.uint8)
-    members = lattice.members_of(index, 12, 8)
+    members = lattice.members_of(index, 12, E8)
     channel, place = np.divmod(members, 12)
     assert (place == place[:, :1]).all()
     assert (np.diff(channel, axis=1) > 0).all()
@@ -86,7 +142,25 @@ def test_groups_are_eight_channels_of_one_position() -> None:
     assert np.unique(members).size == members.size
     wide = (index >= 12).reshape(50, 12).sum(axis=0)
     assert np.array_equal(np.bincount(place[:, 0], minlength=12), wide // 8)
-    assert lattice.members_of(np.zeros((50, 3, 4), np.uint8), 12, 8).shape == (0, 8)
+    assert lattice.members_of(np.zeros((50, 3, 4), np.uint8), 12, E8).shape == (0, 8)
+
+
+def test_groups_of_h24_are_made_across_positions_but_not_across_tiles() -> None:
+    index = np.random.default_rng(3).integers(0, 30, (50, 6, 4)).astype(np.uint8)
+    members = lattice.members_of(index, 12, H24, tiles=2)
+    channel, place = np.divmod(members, 24)
+    tile = place // 12
+    assert (tile == tile[:, :1]).all()
+    for number in (0, 1):
+        own = members[tile[:, 0] == number]
+        order = [p * 50 + c for c, p in zip(*np.divmod(own.ravel(), 24), strict=True)]
+        wide = [p * 50 + c for c in range(50) for p in range(24) if p // 12 == number and index[c, p // 4, p % 4] >= 13]
+        assert order == sorted(wide)[: len(order)]
+        assert 0 <= len(wide) - len(order) < 24
+        alone = lattice.members_of(index[:, 3 * number : 3 * number + 3], 12, H24)
+        assert np.array_equal(alone // 12 * 24 + alone % 12 + 12 * number, own)
+    assert (np.ptp(place, axis=1) > 0).any()
+    assert (channel >= 0).all()
 
 
 def test_the_last_member_of_a_group_comes_after_all_others() -> None:

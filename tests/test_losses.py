@@ -164,7 +164,7 @@ def test_lattice_noise_is_that_of_the_quantiser() -> None:
     with torch.autocast("cpu", torch.bfloat16):  # as in training
         error = (surrogates.lattice_noise(x) - x).detach()
     assert float(error.mean()) == pytest.approx(0, abs=0.005)
-    assert float(error.square().mean()) == pytest.approx(0.0718, rel=0.02)  # 14 % below rounding's 1/12
+    assert float(error.square().mean()) == pytest.approx(0.0642, rel=0.02)  # 23 % below rounding's 1/12
     (gradient,) = torch.autograd.grad(surrogates.lattice_noise(x).sum(), x)
     assert (gradient == 1).all()
 

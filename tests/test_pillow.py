@@ -103,7 +103,7 @@ def test_many_threads_load_once(photo: Image.Image, monkeypatch: pytest.MonkeyPa
 def test_info(photo: Image.Image) -> None:
     info = Image.open(BytesIO(coded(photo, quality=2.5))).info
     assert info["quality"] == 2.5
-    assert (info["context"], info["quantizer"]) == ("staircase", "bw16")
+    assert (info["context"], info["quantizer"]) == ("staircase", "h24")
     assert len(info["model_id"]) == 16
 
 

@@ -35,7 +35,7 @@ def ends_of(data: bytes) -> list[int]:
     return [start + sum(sizes[: n + 1]) for n in range(len(sizes))]
 
 
-@pytest.mark.parametrize("quantizer", ["e8", "scalar", "diamond"])
+@pytest.mark.parametrize("quantizer", ["e8", "h24", "scalar", "diamond"])
 @pytest.mark.parametrize("context", ["none", "staircase", "channel", "checkerboard"])
 def test_a_whole_file_is_the_same_picture(small: Image.Image, context: str, quantizer: str) -> None:
     options = {"context": context, "quantizer": quantizer, "quality": 5}

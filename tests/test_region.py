@@ -69,7 +69,7 @@ def test_impossible_regions(photo: Image.Image, box: tuple[int, int, int, int]) 
         opened(coded(photo)).read_region(box)
 
 
-@pytest.mark.parametrize("quantizer", ["scalar", "bw16", "diamond"])
+@pytest.mark.parametrize("quantizer", ["scalar", "bw16", "h24", "diamond"])
 @pytest.mark.parametrize("context", ["none", "channel", "staircase", "autoregressive"])
 def test_tiles_are_read_together_as_alone(
     context: str, quantizer: str, tiny: str, small: Image.Image, monkeypatch: pytest.MonkeyPatch

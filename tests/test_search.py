@@ -20,7 +20,7 @@ from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.options import EncoderOptions
 from pillow_lic.quantizers import lattice
-from pillow_lic.quantizers.lattice import BW16, E8, Kind
+from pillow_lic.quantizers.lattice import BW16, E8, H24, Kind
 from pillow_lic.search import tile
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.hyper import HYPER_STEPS, better_z
@@ -89,7 +89,7 @@ def test_search_is_deterministic_and_leaves_torch_alone(part: Image.Image) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("quantizer", ["scalar", "diamond", "bw16"])
+@pytest.mark.parametrize("quantizer", ["scalar", "diamond", "bw16", "h24"])
 def test_a_search_is_the_same_with_any_default_dtype(part: Image.Image, dtype: torch.dtype, quantizer: str) -> None:
     expected = [coded(part, effort=effort, quantizer=quantizer) for effort in (1, 3)]
     torch.set_default_dtype(dtype)
@@ -182,8 +182,10 @@ def test_the_best_points_near_a_target() -> None:
     assert torch.allclose(loss.min(dim=0).values.sum(), (curves * (best - target).square()).sum() + rounding.bits(best))
     position, wide = torch.arange(83) % 10, torch.arange(83) < 60
     choices = [DiamondChoice(costs, position, wide)]
-    groups = [(k, torch.arange(80).reshape(-1, k.side)) for k in (E8, BW16)]
-    choices += [LatticeChoice(k, costs, m, torch.arange(80, 83), torch.arange(len(m)) % k.side) for k, m in groups]
+    for kind in (E8, BW16, H24):
+        members, rest = torch.arange(83).split(80 // kind.side * kind.side)
+        members = members.reshape(-1, kind.side)
+        choices.append(LatticeChoice(kind, costs, members, rest, torch.arange(len(members)) % kind.side))
     for choice in choices:
         found = choice.best(target, curves)
         assert bool(((2 * found).round() == 2 * found).all())
@@ -223,22 +225,23 @@ def test_nearest_two_points_of_even_sum() -> None:
     assert bool((one != other).any(dim=1).all())
 
 
-@pytest.mark.parametrize("kind", [E8, BW16])
+@pytest.mark.parametrize("kind", [E8, BW16, H24])
 def test_lattice_choice_hardens_to_the_nearest_point(kind: Kind) -> None:
     generator = torch.Generator().manual_seed(2)
     values = torch.randn(83, generator=generator) * 4
     zero = torch.zeros(2, 83)
     tables = Tables.mirrored(*probabilities.make_tables(), skip=0)
     costs = Costs(cost_table(tables.with_parities(), CPU), (zero + 50).long(), zero, zero + 1)
-    members, rest = torch.arange(80).reshape(-1, kind.side), torch.arange(80, 83)
+    most = 80 // kind.side * kind.side
+    members, rest = torch.arange(most).reshape(-1, kind.side), torch.arange(most, 83)
     place = torch.arange(len(members)) * 3 % kind.side
     points, bits = LatticeChoice(kind, costs, members, rest, place)(values, 0.01, 0.0, generator)
-    floors, coset = lattice.quantise(values.numpy()[:80].reshape(-1, kind.side), kind)
-    assert np.allclose(points[:80].reshape(floors.shape), floors + kind.words[coset] / 2, atol=1e-3)
-    assert torch.allclose(points[80:], values[80:].round(), atol=1e-3)
+    floors, coset = lattice.quantise(values.numpy()[:most].reshape(-1, kind.side), kind)
+    assert np.allclose(points[:most].reshape(floors.shape), floors + kind.words[coset] / 2, atol=1e-3)
+    assert torch.allclose(points[most:], values[most:].round(), atol=1e-3)
     symbols = torch.from_numpy(floors).float().flatten()
     others = floors[np.arange(kind.side) != place.numpy()[:, None]]
-    free = tables.bits_of(others, 50).sum() + tables.bits_of(points[80:].round().numpy(), 50).sum()
+    free = tables.bits_of(others, 50).sum() + tables.bits_of(points[most:].round().numpy(), 50).sum()
     at = (torch.arange(len(members)), place)
     last = costs.part((0, members[at])).of_parity(symbols.reshape(floors.shape)[at]).sum()
     words = len(floors) * math.log2(len(kind.words))
@@ -257,7 +260,7 @@ def test_steps_are_shorter_where_gradients_are_large() -> None:
 
 
 @pytest.mark.parametrize("context", ["checkerboard", "staircase", "autoregressive"])
-@pytest.mark.parametrize("quantizer", ["scalar", "bw16"])
+@pytest.mark.parametrize("quantizer", ["scalar", "h24"])
 def test_influence_tells_what_files_take(part: Image.Image, context: str, quantizer: str) -> None:
     """The float network is its integers' equal, and symbols that nobody sees have no influence."""
     model = load_model("mse")

@@ -137,14 +137,23 @@ class ExactContext:
 
     def in_order(self, given: Given) -> Cosets | None:
         """The groups of a lattice, with those last that the schedule brings last."""
-        even, odd = self._step_of[:, :, None, None]
-        if given.lattice is None or bool((np.diff(self._step_of) >= 0).all()):
+        if given.lattice is None or (order := self._order_of(given)) is None:
             return given.lattice
-        if np.ptp(even - odd) == 0:
-            return given.lattice.coded_by(even)
+        return given.lattice.coded_by(order)
+
+    def _order_of(self, given: Given) -> NDArray[np.int32] | None:
+        """In which pass latents come, (M, h, w); None if there is one."""
         _, h, w = given.index.shape
-        parity = np.add.outer(np.arange(h) % (h // given.tiles), np.arange(w)) % 2
-        return given.lattice.coded_by(np.where(parity, odd, even))
+        row, column = np.arange(h)[:, None] % (h // given.tiles), np.arange(w)
+        even, odd = self._step_of[:, :, None, None]
+        found: NDArray[np.int32]
+        if self.units[0].causal:
+            found = even + (column + 3 * row).astype(np.int32)
+            return found
+        if len({unit.step for unit in self.units}) == 1:
+            return None
+        found = np.where((row + column) % 2, odd, even)
+        return found
 
     @cached_property
     def _step_of(self) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pillow_lic.entropy.context import ExactContext
@@ -59,6 +60,11 @@ class ExactVolume(ExactContext):
         if table.shape != shape or table.dtype != kind or int(table.abs().max()) > ACTIVATION_LIMIT:
             raise ValueError(f"the model's table {name} has the wrong shape or range")
         return table.to(self.device, torch.float32)
+
+    def _order_of(self, given: Given) -> NDArray[np.int32]:
+        channel, row, column = (torch.arange(n, dtype=torch.int32) for n in given.index.shape)
+        found: NDArray[np.int32] = wave_of(channel[:, None, None], row[:, None], column).numpy()
+        return found
 
     def _passes(self, given: Given, steps: int | None = None) -> Iterator[Pass]:  # its one step is all
         m, h, w = given.index.shape

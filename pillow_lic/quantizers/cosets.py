@@ -18,7 +18,7 @@ class Cosets(Protocol):
     """
 
     @property
-    def coset(self) -> NDArray[np.uint8]: ...  # noqa: D102
+    def coset(self) -> NDArray[np.unsignedinteger]: ...  # noqa: D102
     @property
     def half(self) -> NDArray[np.bool_]: ...  # noqa: D102
     @property

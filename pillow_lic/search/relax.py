@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pillow_lic.quantizers.lattice import Kind, distances
+from pillow_lic.quantizers.lattice import Kind, nearest_words
 from pillow_lic.search.costs import Costs
 
 
@@ -197,8 +197,8 @@ def candidates(x: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
     if len(words) < CANDIDATES:
         moved = words.repeat_interleave(2, 0)[:, None].expand(-1, *x.shape)
         return torch.stack([f for word in words for f in nearest_two(x - word.to(x.dtype) / 2)]), moved
-    far = torch.from_numpy(distances(x.cpu().numpy(), kind)).to(x.device)
-    moved = words[far.topk(CANDIDATES, dim=1, largest=False).indices.T]
+    near = torch.from_numpy(nearest_words(x.cpu().numpy(), kind, CANDIDATES))
+    moved = words[near.to(x.device).T]
     return torch.stack([nearest_two(x - word.to(x.dtype) / 2)[0] for word in moved]), moved
 
 

@@ -27,7 +27,7 @@ from pillow_lic.header import Header
 from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
-from pillow_lic.options import EncoderOptions
+from pillow_lic.options import DEFAULT_LATTICE, EncoderOptions
 from pillow_lic.symbols import CodedTile, flat, given, given_of_z
 from pillow_lic.training import distributed, export, validate
 from pillow_lic.training.draft import write_draft
@@ -153,11 +153,11 @@ def finish(
             for name in names
         }
         lattice_tables = {
-            name: make_context_tables(count_values(seen_passes(plain, name, "bw16", data, CONTEXT_IMAGES)))
+            name: make_context_tables(count_values(seen_passes(plain, name, DEFAULT_LATTICE, data, CONTEXT_IMAGES)))
             for name in names
             if name != HYPER
         }
-        seen = seen_passes(plain, "none", "bw16", data, CONTEXT_IMAGES)
+        seen = seen_passes(plain, "none", DEFAULT_LATTICE, data, CONTEXT_IMAGES)
         lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())
     tables = make_tables(counts)
     export.write_model(model, output, tables, context_tables, lattice_tables, distortion=recipe.distortion)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pillow_lic.options import DEFAULT_LATTICE
 from pillow_lic.quantizers import lattice
 from pillow_lic.quantizers.adaptive import FACTOR_BITS, FACTORS, LIMIT
 
@@ -53,11 +54,12 @@ def surrogate(x: Tensor, kind: str, progress: float | Tensor) -> tuple[Tensor, T
 
 @cache
 def _lattice_errors(device: torch.device) -> Tensor:
-    """Errors of Barnes-Wall 16 for 2**14 groups that lie anywhere, (2**14, 16), in steps of scalar latents."""
-    anywhere = np.random.default_rng(0).uniform(-8, 8, (2**14, lattice.BW16.side)).astype(np.float32)
-    floors, coset = lattice.quantise(anywhere, lattice.BW16)
-    errors = floors + lattice.BW16.words[coset] * np.float32(0.5) - anywhere
-    wider = 2**FACTOR_BITS / FACTORS[lattice.BW16.level + LIMIT]
+    """Errors of the default lattice for 2**14 groups that lie anywhere, (2**14, side), in steps of scalar latents."""
+    kind = lattice.KINDS[DEFAULT_LATTICE]
+    anywhere = np.random.default_rng(0).uniform(-8, 8, (2**14, kind.side)).astype(np.float32)
+    floors, coset = lattice.quantise(anywhere, kind)
+    errors = floors + kind.words[coset] * np.float32(0.5) - anywhere
+    wider = 2**FACTOR_BITS / FACTORS[kind.level + LIMIT]
     return torch.from_numpy(errors * wider).to(device, torch.float32)
 
 
@@ -68,8 +70,8 @@ def _bank(device: torch.device) -> Tensor:
 
 
 def lattice_noise(x: Tensor) -> Tensor:
-    """``x`` plus what Barnes-Wall 16 would change, as noise: quantisation errors of a lattice hardly depend on
-    the value, and channels that form a group differ from place to place anyway.
+    """``x`` plus what the default lattice would change, as noise: quantisation errors of a lattice hardly depend on
+    the value, and latents that form a group differ from place to place anyway.
     """
     bank: Tensor = _bank(x.device)
     groups = -(-x.numel() // bank.shape[1])

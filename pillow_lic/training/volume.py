@@ -15,6 +15,7 @@ import torch
 from pillow_lic.models.context.schedule import VOLUME, WHOLE
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.loading import Model, load_model
+from pillow_lic.options import DEFAULT_LATTICE
 from pillow_lic.training.export import write_volume
 from pillow_lic.training.probabilities import count_values, make_context_tables
 from pillow_lic.training.recipe import recipe_from
@@ -40,7 +41,7 @@ def export_volume(model: Path, weights: Path, data: str | Path, images: int = IM
     # Its networks with Gaussian tables tell which symbols the real tables will meet.
     owner.contexts[VOLUME] = WHOLE
     tables = []
-    for quantizer in ("scalar", "bw16"):
+    for quantizer in ("scalar", DEFAULT_LATTICE):
         tables.append(make_context_tables(count_values(seen_passes(model, VOLUME, quantizer, data, images))))
     write_volume(context, replace(owner, _made={}), *tables)
 

@@ -1,9 +1,10 @@
 """Makes the golden files of what the other scripts leave out anew: only for a new format version.
 
-    python tests/golden/make_matrix.py
+    python tests/golden/make_matrix.py [QUANTIZER ...]
 
 The context over the volume of latents beside the lattice's model (which stays as it is); every quantiser with every
-context in one piece and in scans; levels of quality with every quantiser; grey; and everything at once.
+context in one piece and in scans; levels of quality with every quantiser; grey; and everything at once.  With
+names of quantisers only what is theirs, beside the rest as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-PLAIN = ("lattice-none", "diamond-none", "bw16-none", "scalar-none")
+PLAIN = ("lattice-none", "diamond-none", "bw16-none", "h24-none", "scalar-none")
 """One file of each quantiser: re-coding them is exact, so that what is made of them is the same on every machine."""
 
 
@@ -33,22 +34,26 @@ def main() -> None:
 
     pillow_lic.register_lic_opener()
     torch.set_num_threads(1)
-    owner = load_model(str(HERE / "lattice.safetensors"))
-    write_volume(volume(), owner)
-    owner.contexts["volume"] = WHOLE
+    wanted = sys.argv[1:]
+    if not wanted:
+        owner = load_model(str(HERE / "lattice.safetensors"))
+        write_volume(volume(), owner)
+        owner.contexts["volume"] = WHOLE
     with Image.open(HERE.parent / "images" / "coffee.png") as image:
         picture = image.crop((60, 20, 157, 91))
     fade = Image.linear_gradient("L").resize(picture.size)
     coding = {"model": HERE / "lattice.safetensors", "quality": 6.2, "context": "none"}
-    picture.save(HERE / "scalar-none.lic", quantizer="scalar", tile=64, **coding)
-    for quantizer in QUANTIZERS:
+    for quantizer in wanted or QUANTIZERS:
         picture.save(HERE / f"scans-{quantizer}-none.lic", quantizer=quantizer, progressive=True, **coding)
         picture.save(HERE / f"roi-{quantizer}.lic", quantizer=quantizer, tile=64, roi=fade, **coding)
-    picture.convert("L").save(HERE / "kind-grey.lic", quantizer="bw16", **coding | {"context": "volume"})
-    everything(picture, fade)
+    names = [name for q in wanted or QUANTIZERS for name in (f"scans-{q}-none", f"roi-{q}")]
+    if not wanted:
+        picture.save(HERE / "scalar-none.lic", quantizer="scalar", tile=64, **coding)
+        picture.convert("L").save(HERE / "kind-grey.lic", quantizer="bw16", **coding | {"context": "volume"})
+        everything(picture, fade)
+        names += ["scalar-none", "kind-grey", "kind-everything"]
     recode()
-    by_quantizer = [name for q in QUANTIZERS for name in (f"scans-{q}-none", f"roi-{q}")]
-    for name in ("scalar-none", *by_quantizer, "kind-grey", "kind-everything"):
+    for name in names:
         with Image.open(HERE / f"{name}.lic") as image:
             image.seek(image.n_frames - 1)
             image.save(HERE / f"{name}.png", optimize=True)

@@ -1,12 +1,13 @@
-"""Makes the golden files of the quantisers diamond and bw16 anew: only for a new format version.
+"""Makes the golden files of the quantisers diamond, bw16 and h24 anew: only for a new format version.
 
-    python tests/golden/make_quantizers.py
+    python tests/golden/make_quantizers.py [QUANTIZER ...]
 
 The model is that of the lattice's files, as it is.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from PIL import Image
@@ -26,7 +27,7 @@ def main() -> None:
     with Image.open(HERE.parent / "images" / "coffee.png") as image:
         picture = image.crop((60, 20, 157, 91))
     options = {"quality": 6.2, "model": HERE / "lattice.safetensors", "tile": 64}
-    for quantizer in ("diamond", "bw16"):
+    for quantizer in sys.argv[1:] or ("diamond", "bw16", "h24"):
         for name in ("none", *CONTEXTS):
             picture.save(HERE / f"{quantizer}-{name}.lic", context=name, quantizer=quantizer, **options)
         with Image.open(HERE / f"{quantizer}-none.lic") as image:

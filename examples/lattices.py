@@ -16,9 +16,11 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from pillow_lic.quantizers import lattice
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-SYMBOLS = 1 << 17
+SYMBOLS = 3 << 16
 
 
 class Tally:
@@ -81,18 +83,29 @@ def cosets(size: int, patterns: Floats, *, even: bool) -> Callable[[Floats], Tal
             points = nearest_even(moved) if even else (np.rint(moved), np.square(moved - np.rint(moved)).sum(axis=1))
             nearer = points[1] < best
             best[nearer], symbols[nearer], coset[nearer] = points[1][nearer], points[0][nearer], number
-        tally = Tally()
-        tally.bits += float(np.log2(len(rows) / np.bincount(coset)[coset]).sum())
-        whole = symbols.astype(np.int64)
-        table = (2 * patterns[coset]).astype(np.int64)
-        free = size - 1 if even else size
-        tally.add(rows[:, :free], whole[:, :free], table[:, :free])
-        if even:
-            parity = whole[:, :-1].sum(axis=1) % 2
-            tally.add(rows[:, -1], whole[:, -1], table[:, -1] + 2 * parity)
-        return tally
+        words = float(np.log2(len(rows) / np.bincount(coset)[coset]).sum())
+        return coded(rows, symbols.astype(np.int64), (2 * patterns[coset]).astype(np.int64), words, even=even)
 
     return quantise
+
+
+def coded(rows: Floats, symbols: Ints, half: Ints, words: float, *, even: bool) -> Tally:
+    """Groups, of which so many bits tell what lies half a step above, and where sums are even the last one's parity."""
+    tally = Tally()
+    tally.bits += words
+    free = rows.shape[1] - 1 if even else rows.shape[1]
+    tally.add(rows[:, :free], symbols[:, :free], half[:, :free])
+    if even:
+        tally.add(rows[:, -1], symbols[:, -1], half[:, -1] + 2 * (symbols[:, :-1].sum(axis=1) % 2))
+    return tally
+
+
+def half_of_leech(x: Floats) -> Tally:
+    """H24, whose 4096 words are as likely as each other; its nearest points are those of the codec."""
+    rows = x.reshape(-1, lattice.H24.side)
+    symbols, coset = lattice.quantise(rows.astype(np.float32), lattice.H24)
+    half = lattice.H24.words[coset].astype(np.int64)
+    return coded(rows, symbols.astype(np.int64), half, 12.0 * len(rows), even=True)
 
 
 def reed_muller() -> Floats:
@@ -165,6 +178,7 @@ QUANTISERS: dict[str, Callable[[Floats], Tally]] = {
     "diamond, 256 latents": cosets(256, both(256), even=False),
     "E8": cosets(8, both(8), even=True),
     "BW16": cosets(16, reed_muller(), even=True),
+    "H24": half_of_leech,
     "trellis, 4 states, 64 latents": trellis(4, 64),
     "trellis, 8 states, 64 latents": trellis(8, 64),
 }

@@ -66,3 +66,20 @@ def decode(data: bytes, indices: Sequence[int], half_tables: Sequence[Sequence[i
         magnitude = reach + 1 + (sign_and_distance >> 1)
         symbols[position] = -magnitude if sign_and_distance & 1 else magnitude
     return symbols
+
+
+def golay_word(number: int) -> list[int]:
+    """The word of a group's coset with the quantiser h24: which of its 24 latents lie half a step above."""
+
+    def times(x: int, y: int) -> int:
+        products = {(2, 2): 3, (2, 3): 1, (3, 2): 1, (3, 3): 2}
+        return products.get((x, y), x * y)
+
+    odd, h = number >> 11, number >> 5 & 63
+    s = [h >> 4, h >> 2 & 3, h & 3]
+    s += [times(s[0], times(x, x)) ^ times(s[1], x) ^ s[2] for x in (1, 2, 3)]
+    p = [((1, 2, 4, 7) if odd else (0, 3, 5, 6))[symbol] for symbol in s]
+    p = [15 - x if k < 5 and number >> k & 1 else x for k, x in enumerate(p)]
+    if sum(x & 1 for x in p) % 2 != odd:
+        p[5] = 15 - p[5]
+    return [p[place // 4] >> place % 4 & 1 for place in range(24)]

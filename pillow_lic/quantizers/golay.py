@@ -11,6 +11,7 @@ first five columns (bits 0 to 4) are complemented; what the sixth one is follows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,57 +56,80 @@ WORDS = _words()
 _PAIRS = np.ascontiguousarray((4 * HEXACODE[:, ::2] + HEXACODE[:, 1::2]).T)
 
 
-def nearest(x: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    """Words whose lattice points are nearest to groups (G, 24) in steps, or nearly so: numbers (G, count) in no order.
+UNIT = 4096
+"""Of squared errors, in the 16 bits of :func:`cheapest`."""
 
-    Points are whole numbers with an even sum, moved by half a step where the word has a one.  Of each 32 words that
-    differ in complements alone only the one is asked that would be the nearest if sums could be odd; the mean squared
-    error of the first is 0.005 dB above that of the best of all words.
-    """
-    found = [_nearest(x[some : some + CHUNK], count) for some in range(0, len(x), CHUNK)]
-    return np.concatenate(found) if found else np.zeros((0, count), np.intp)
-
+LIMITS = 1024, 8192
+"""Of what ones and other floors cost more, so that no sum leaves 16 bits."""
 
 CHUNK = 512
 """Groups at a time: what is known of them all stays in the processor's cache."""
 
-UNIT = 4096
-"""Of errors and costs, in 16 bits: sums over 24 places are below 2**15."""
+
+def nearest(x: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Numbers of the words (G, count) whose lattice points are nearest to groups (G, 24) in steps, or nearly so.
+
+    The mean squared error of the first is 0.005 dB above that of the best of all words.
+    """
+    whole = np.rint(x)
+    error = np.abs(x - whole)
+    # Half a step is (1/2 - error)^2 - error^2 farther, squared, the second nearest floor (1 - error)^2 - error^2.
+    half = (np.float32(0.25) - error) * UNIT
+    further = np.stack([1 - 2 * error, 2 * error]) * UNIT
+    odd = np.remainder(whole, 2).astype(np.uint8)
+    return cheapest(half, further, np.stack([odd, odd ^ (x < whole)]), count)
 
 
-def _nearest(x: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-    rows = np.ascontiguousarray(x.T)
-    whole = np.rint(rows)
-    error = (np.abs(rows - whole) * UNIT).astype(np.int16)
-    below = (rows < whole).view(np.uint8)  # there the floors of whole and of half steps differ
-    # Half a step is (1/2 - error)^2 - error^2 farther, squared.
-    plain, other = _by_pattern(np.zeros_like(error), UNIT // 4 - error, np.add)
+def cheapest(
+    half: NDArray[np.floating], further: NDArray[np.floating], odd: NDArray[np.uint8], count: int
+) -> NDArray[np.intp]:
+    """The ``count`` words whose lattice points cost groups least, or nearly so: numbers (G, count), in no order.
+
+    half      what it costs more if a place has a one, (G, 24)
+    further   what the second best floor costs more than the best, where places have zeros and ones, (2, G, 24)
+    odd       whether the best floor is odd, the same
+
+    Floors have an even sum.  Of each 32 words that differ in complements alone only the one is asked that would be the
+    cheapest if sums could be odd.  Costs are rounded and cut at ``LIMITS``.
+    """
+    most, longest = LIMITS
+    found = [np.zeros((0, count), np.intp)]
+    for part in (slice(some, some + CHUNK) for some in range(0, len(half), CHUNK)):
+        rows = np.clip(half[part].T, -most, most).astype(np.int16, "C")
+        floors = [np.minimum(f[part].T, longest).astype(np.int16, "C") for f in further]
+        found.append(_cheapest(rows, floors, [np.ascontiguousarray(o[part].T) for o in odd], count))
+    return np.concatenate(found)
+
+
+def _cheapest(
+    half: NDArray[np.int16], further: Sequence[NDArray[np.int16]], odd: Sequence[NDArray[np.uint8]], count: int
+) -> NDArray[np.intp]:
+    plain, other = _by_pattern([np.zeros_like(half), half], np.add)
     complement, total = other < plain, _by_word(np.minimum(plain, other), np.add)
     # The last bit of what a complement saves tells whether it makes another sum of floors odd.
-    moved = np.bitwise_xor.reduce(below.reshape(COLUMNS, 1, ROWS, -1), axis=2)
+    moved = np.bitwise_xor.reduce((odd[0] ^ odd[1]).reshape(COLUMNS, 1, ROWS, -1), axis=2)
     saved = (np.abs(other - plain) & ~1) | moved
     weakest = _by_word(saved, np.minimum)
-    plain, other = _by_pattern(error, UNIT // 2 - error, np.maximum)
-    worst = _by_word(plain ^ ((plain ^ other) & -complement.astype(np.int16)), np.maximum)
-    floors, _ = _by_pattern(np.zeros_like(below), below, np.bitwise_xor)
+    plain, other = _by_pattern(further, np.minimum)
+    least = _by_word(plain ^ ((plain ^ other) & -complement.astype(np.int16)), np.minimum)
+    floors, _ = _by_pattern(odd, np.bitwise_xor)
     first = (np.arange(8, dtype=np.uint8)[:, None] & 1) ^ complement
     parities = _by_word(2 * (floors ^ (moved & complement)) + first, np.bitwise_xor)
     # Where first places have another parity than columns, the column that minds least is complemented.
     wrong = (parities & 1) ^ (np.arange(128) >= 64)[:, None]
     total += weakest * wrong
-    # Where the sum is odd, the worst one is rounded the other way.
-    odd = (parities >> 1) ^ (wrong & weakest & 1) ^ (whole.sum(axis=0).astype(np.int64) & 1).astype(np.int16)
-    total += odd * (UNIT - 2 * worst)
-    cheapest = total.argmin(axis=0)[:, None] if count == 1 else np.argpartition(total.T, count - 1, axis=1)[:, :count]
-    return _numbers(cheapest, complement, saved, np.take_along_axis(wrong.T, cheapest, axis=1) != 0)
+    # Where the sum is odd, the floor that minds least is the second best.
+    total += least * ((parities >> 1) ^ (wrong & weakest & 1))
+    found = total.argmin(axis=0)[:, None] if count == 1 else np.argpartition(total.T, count - 1, axis=1)[:, :count]
+    return _numbers(found, complement, saved, np.take_along_axis(wrong.T, found, axis=1) != 0)
 
 
-def _by_pattern(zeros: NDArray[Any], ones: NDArray[Any], join: np.ufunc) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Values of places (24, G), the first where a pattern has a zero, else the second, joined over columns.
+def _by_pattern(values: Sequence[NDArray[Any]], join: np.ufunc) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Values of places (24, G), the first ones where a pattern has a zero, else the second, joined over columns.
 
     Of the first eight patterns, and of their complements, (6, 8, G) each.
     """
-    either = np.stack([zeros, ones], axis=1).reshape(COLUMNS, ROWS, 2, -1)
+    either = np.stack(values, axis=1).reshape(COLUMNS, ROWS, 2, -1)
     low, high = (join(either[:, n, None], either[:, n + 1, :, None]).reshape(COLUMNS, 4, -1) for n in (0, 2))
     found: NDArray[Any] = join(low[:, None], high[:, :, None]).reshape(COLUMNS, 16, -1)
     return found[:, :8], found[:, :7:-1]
@@ -121,12 +145,12 @@ def _by_word(values: NDArray[Any], join: np.ufunc) -> NDArray[Any]:
 
 
 def _numbers(
-    cheapest: NDArray[np.intp], complement: NDArray[np.bool_], saved: NDArray[np.float32], wrong: NDArray[np.bool_]
+    words: NDArray[np.intp], complement: NDArray[np.bool_], saved: NDArray[np.float32], wrong: NDArray[np.bool_]
 ) -> NDArray[np.intp]:
     """Numbers of words from those without complements (G, n); where ``wrong`` the weakest column has another one."""
-    pattern = _PATTERN[4 * (cheapest >> 6)[..., None] + HEXACODE[cheapest & 63]]
-    place = np.arange(COLUMNS), pattern, np.arange(len(cheapest))[:, None, None]
+    pattern = _PATTERN[4 * (words >> 6)[..., None] + HEXACODE[words & 63]]
+    place = np.arange(COLUMNS), pattern, np.arange(len(words))[:, None, None]
     weakest = saved[place].argmin(axis=2)
     own = complement[place] ^ (wrong[..., None] & (weakest[..., None] == np.arange(COLUMNS)))
-    found: NDArray[np.intp] = cheapest * 32 + own[..., :5] @ (1 << np.arange(5))
+    found: NDArray[np.intp] = words * 32 + own[..., :5] @ (1 << np.arange(5))
     return found

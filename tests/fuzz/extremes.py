@@ -70,7 +70,7 @@ def extreme_tile(model: Model, header: Header, place: Tile, rng: Random) -> Code
         last = np.full(len(groups), groups.shape[1] - 1) if on.last is None else on.last
         groups[np.arange(len(groups)), last] ^= (groups.sum(axis=1) & 1).astype(np.int16)  # a point's sum is even
         y.put(on.members, groups)
-    coset = _any(rng, 0, words - 1, on.coset.shape).astype(np.uint8)
+    coset = _any(rng, 0, words - 1, on.coset.shape).astype(on.coset.dtype)
     return replace(tile, priors=priors, lattice=replace(on, coset=coset))
 
 

@@ -260,7 +260,7 @@ def test_steps_are_shorter_where_gradients_are_large() -> None:
 
 
 @pytest.mark.parametrize("context", ["checkerboard", "staircase", "autoregressive"])
-@pytest.mark.parametrize("quantizer", ["scalar", "h24"])
+@pytest.mark.parametrize("quantizer", ["scalar", "bw16", "h24"])
 def test_influence_tells_what_files_take(part: Image.Image, context: str, quantizer: str) -> None:
     """The float network is its integers' equal, and symbols that nobody sees have no influence."""
     model = load_model("mse")

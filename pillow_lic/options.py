@@ -44,7 +44,7 @@ class EncoderOptions:
                bits a pixel, or the smallest file of at least so many dB; one of them, and it wins over quality
     context    context model: "none", "checkerboard", "channel", "staircase", "autoregressive" (slow), "volume"
                (slower), or "auto" to try all but the slow ones and keep the smallest file; None for "staircase"
-               where the model has it, else "none"; at one quality and an effort up to 2 all decode to the same pixels
+               where the model has it, else "none"; at one quality without effort all decode to the same pixels
     quantizer  "scalar"; "h24", "bw16", "e8": groups of 24, sixteen or eight latents on half of Leech's lattice, that
                of Barnes and Wall, or E8, smaller files at some milliseconds; or "diamond": all latents of a position on
                whole or on half steps (LVQAC), in between; None for "h24" where the model has lattices, else "scalar"

@@ -157,8 +157,10 @@ def nearest_words(x: NDArray[np.float32], kind: Kind, count: int) -> NDArray[np.
     if kind is H24:
         return golay.nearest(x, count)
     far = distances(x, kind)
-    found: NDArray[np.intp] = np.argpartition(far, count - 1, axis=1)[:, :count]
-    return found if count > 1 else far.argmin(axis=1)[:, None]
+    found: NDArray[np.intp] = (
+        far.argmin(axis=1)[:, None] if count == 1 else np.argpartition(far, count - 1, axis=1)[:, :count]
+    )
+    return found
 
 
 def distances(x: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ which table.  Its networks are in :mod:`pillow_lic.entropy.units`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from pillow_lic.entropy.coder import LIMIT, SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.exact import ACTIVATION_BITS
 from pillow_lic.entropy.ladder import FRACTION, HALF, Ladder
-from pillow_lic.entropy.passes import MARGIN, Given, Pass, Places, Schedule, Wave
+from pillow_lic.entropy.passes import MARGIN, Given, Pass, Places, Schedule, Wave, parities, waves
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.entropy.units import ExactUnit, rounded
 from pillow_lic.models.context.schedule import Unit, view_of
@@ -144,24 +143,19 @@ class ExactContext:
     def _order_of(self, given: Given) -> NDArray[np.int32] | None:
         """In which pass latents come, (M, h, w); None if there is one."""
         _, h, w = given.index.shape
-        row, column = np.arange(h)[:, None] % (h // given.tiles), np.arange(w)
-        even, odd = self._step_of[:, :, None, None]
-        found: NDArray[np.int32]
+        shape = given.tiles, h // given.tiles, w
         if self.units[0].causal:
-            found = even + (column + 3 * row).astype(np.int32)
-            return found
-        if len({unit.step for unit in self.units}) == 1:
-            return None
-        found = np.where((row + column) % 2, odd, even)
-        return found
+            return self._steps(*shape) + waves(*shape).astype(np.int32)
+        return None if len({unit.step for unit in self.units}) == 1 else self._steps(*shape)
 
-    @cached_property
-    def _step_of(self) -> NDArray[np.int32]:
-        """In which step channels come, at positions of either parity, (2, M)."""
-        found = np.zeros((2, self.latents), np.int32)
+    def _steps(self, tiles: int, height: int, width: int) -> NDArray[np.int32]:
+        """In which step of the schedule latents come, (M, tiles height, width)."""
+        even, odd = np.zeros((2, self.latents, 1, 1), np.int32)
         for unit in self.units:
-            found[slice(None) if unit.parity is None else unit.parity, self.order[unit.first : unit.last]] = unit.step
-        return found
+            for parity, step in enumerate((even, odd)):
+                if unit.parity in (None, parity):
+                    step[self.order[unit.first : unit.last]] = unit.step
+        return np.where(parities(tiles, height, width), odd, even)
 
     def steps_for(self, channels: int) -> int:
         """How many steps of the schedule it takes to know the first so many channels."""
@@ -169,13 +163,9 @@ class ExactContext:
 
     def beyond(self, channels: int, tiles: int, height: int, width: int) -> NDArray[np.bool_]:
         """Which latents (M, n h, w) of n tiles are not read where only the first ``channels`` are asked for."""
-        steps = self.steps_for(channels)
-        parity = np.add.outer(np.arange(tiles * height) % height, np.arange(width)) % 2
-        found = np.zeros((self.latents, *parity.shape), np.bool_)
-        for unit in self.units:
-            if unit.step >= steps and not unit.causal:
-                found[self.order[unit.first : unit.last]] |= True if unit.parity is None else parity == unit.parity
-        return found
+        if self.units[0].causal:
+            return np.zeros((self.latents, tiles * height, width), np.bool_)
+        return self._steps(tiles, height, width) >= self.steps_for(channels)
 
     def _passes(self, given: Given, steps: int | None = None) -> Iterator[Pass]:
         """Each pass of the range coder in turn; whoever iterates fills in its symbols."""

@@ -197,8 +197,7 @@ class Schedule:
 
     def _parities(self) -> Iterator[list[_Part]]:
         """Units at the positions of a parity, or at all, without those where they code nothing."""
-        tiles, height, width = self._shape
-        parity = np.add.outer(np.arange(tiles * height) % height, np.arange(width)).ravel() % 2
+        parity = parities(*self._shape).ravel()
         places = {p: np.flatnonzero(parity == p) for p in (0, 1)}
         everywhere = np.arange(parity.size)
         units = [u for u in self._units if self._steps is None or u.step < self._steps]
@@ -217,9 +216,7 @@ class Schedule:
     def _waves(self) -> Iterator[list[_Part]]:
         """Causal units: two rows up and two columns to the right are known before."""
         tiles, height, width = self._shape
-        _, row, column = np.unravel_index(np.arange(self._padded.size), self._shape)
-        wave = column + 3 * row
-        order = np.argsort(wave, kind="stable")  # in a wave by tile, then by row
+        order = np.argsort(waves(*self._shape).ravel(), kind="stable")  # in a wave by tile, then by row
         codes = self._codes.take(order, axis=1)
         number = np.arange(width + 3 * (height - 1))
         top = np.maximum(0, (number - width + 3) // 3)
@@ -243,6 +240,16 @@ def _joined(parts: list[NDArray[np.intp]]) -> NDArray[np.intp]:
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0, np.intp)
+
+
+def parities(tiles: int, height: int, width: int) -> NDArray[np.intp]:
+    """Whether positions of tiles (height, width), one below the other, are even or odd, (tiles height, width)."""
+    return waves(tiles, height, width) % 2
+
+
+def waves(tiles: int, height: int, width: int) -> NDArray[np.intp]:
+    """In which wave of column + 3 row such positions are, each in its own tile."""
+    return np.add.outer(3 * (np.arange(tiles * height) % height), np.arange(width))
 
 
 def padded(at: NDArray[np.intp], height: int, width: int) -> NDArray[np.intp]:

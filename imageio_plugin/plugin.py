@@ -31,6 +31,8 @@ DAMAGED = (SyntaxError, struct.error, ValueError, KeyError, OSError)
 """What Pillow raises for EXIF data that are none."""
 
 WRITE_EXTRAS = METADATA | {"duration", "loop", "progress", "roi"}
+READ_EXTRAS = frozenset({"model_id", "model_name", "shape", *ExifTags.TAGS.values()})
+"""What :meth:`LicPlugin.metadata` tells besides, and whoever writes may pass on."""
 
 
 class LicPlugin(PluginV3):
@@ -129,7 +131,9 @@ class LicPlugin(PluginV3):
         if (rate := kwargs.pop("fps", None)) is not None:
             warnings.warn(f"fps is deprecated; use duration={1000 / rate:g} (ms)", DeprecationWarning, stacklevel=2)
             kwargs["duration"] = 1000 / rate
-        options.options_from(kwargs, also_known=WRITE_EXTRAS)  # a clear error now
+        if kwargs.get("mode") == check_pixels(first):  # as metadata() tells it
+            del kwargs["mode"]
+        options.options_from(kwargs, also_known=WRITE_EXTRAS | READ_EXTRAS)  # a clear error now
         metadata_from(kwargs)
         duration = kwargs.get("duration")
         times = self._times + times_of(0 if duration is None else duration, len(frames))
@@ -280,6 +284,8 @@ def _is_batch(ndimage: ArrayLike | list[ArrayLike]) -> bool:
 
 
 def _picture(array: ArrayLike) -> Pixels:
-    """One picture without a last axis of one channel."""
+    """One picture without a last axis of one channel; truth values are black and white, as for imageio's plugins."""
     picture = np.asarray(array)
+    if picture.dtype == np.bool_:
+        picture = picture * np.uint8(255)
     return picture[:, :, 0] if picture.ndim == 3 and picture.shape[2] == 1 else picture

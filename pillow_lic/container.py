@@ -8,7 +8,6 @@ is bounded before it is allocated, and any damage is an ``OSError``; only a wron
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from pillow_lic.header import (
     write_varint,
 )
 from pillow_lic.signature import SIGNATURE
+from pillow_lic.warning import warn
 
 VERSION = 1
 
@@ -160,7 +160,7 @@ class Reader:
                 if not self.lenient or kind[:1].isupper():
                     raise
                 self._left_out = error
-                warnings.warn(f"{error}; {names.get(kind, 'it')} is left out", stacklevel=2)
+                warn(f"{error}; {names.get(kind, 'it')} is left out")
 
     def frames(self) -> Iterator[Frame]:
         """Each frame, its chunks checked against their checksums."""

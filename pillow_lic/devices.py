@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -13,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from pillow_lic import options
+from pillow_lic.warning import warn
 
 Result = TypeVar("Result")
 
@@ -160,7 +160,7 @@ def is_full(error: BaseException) -> bool:
 @cache
 def tell_once(message: str) -> None:
     """Warn, once in a process."""
-    warnings.warn(message, stacklevel=5)
+    warn(message)
 
 
 @cache

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import operator
 import os
-import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pillow_lic.header import CONTEXTS, MAX_TILE, QUANTIZERS
+from pillow_lic.warning import warn
 
 QUALITY_MIN, QUALITY_MAX, QUALITY_STEPS = 1.0, 8.0, 256
 
@@ -26,7 +25,6 @@ DEFAULT_LATTICE = "h24"
 FAST_CONTEXTS = ("checkerboard", "channel", "staircase")
 """What "auto" tries besides none: all that decode in at most 1.6 times the time."""
 
-_OURS = ("PIL", "imageio", "imageio_plugin", "pillow_lic")
 
 TARGETS = ("target_size", "target_bpp", "target_psnr")
 
@@ -199,7 +197,7 @@ def options_from(values: Mapping[str, Any], *, also_known: frozenset[str] = froz
 
             near = difflib.get_close_matches(name, OPTION_NAMES | also_known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            warnings.warn(f"LIC ignores the unknown option {name!r}{hint}", UserWarning, stacklevel=_users_level())
+            warn(f"LIC ignores the unknown option {name!r}{hint}")
     return _with_defaults(known)
 
 
@@ -214,14 +212,6 @@ def _with_defaults(given: dict[str, Any]) -> EncoderOptions:
     if any(given.get(name) is not None for name in ("quality", *TARGETS)):
         given = dict.fromkeys(TARGETS) | given
     return replace(defaults, **given)
-
-
-def _users_level() -> int:
-    """How far up the stack, from the function that asks, the line lies that called Pillow, imageio or us."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _number(name: str, value: Any, kind: str = "a number from 1 to 8") -> float:

@@ -76,11 +76,11 @@ class LicImageFile(ImageFile.ImageFile):
                 raise self._fp.ex
             assert self._reader is not None
             assert self._reader.animation is not None
+            self.info["duration"] = self._reader.animation.durations[frame]
             # Whatever thumbnail() or putalpha() made of the frame before.
             header, self._frame, self._loaded = self._reader.header, frame, -1
             self._cropped = 0
             self._size, self._mode = self._drafted(header), header.mode
-            self.info["duration"] = self._reader.animation.durations[frame]
 
     def tell(self) -> int:
         """The number of the current frame."""

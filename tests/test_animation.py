@@ -48,7 +48,10 @@ def test_any_order_and_errors(frames: list[Image.Image], film: bytes) -> None:
     for wrong in (3, -1):
         with pytest.raises(EOFError):
             image.seek(wrong)
+    with pytest.raises(TypeError):
+        image.seek(0.0)  # type: ignore[arg-type]
     assert image.tell() == 2
+    assert np.array_equal(np.asarray(image), expected[2])
 
 
 def test_a_file_stays_open_until_it_is_closed(film: bytes, tmp_path: Path) -> None:

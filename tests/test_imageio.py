@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from io import BytesIO, UnsupportedOperation
 from pathlib import Path
 
@@ -193,6 +194,25 @@ def test_exif_tags_and_old_names(array: np.ndarray) -> None:
     xmp = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
     turned = iio.imwrite("<bytes>", array, extension=".lic", xmp=xmp)
     assert iio.imread(turned, plugin="LIC", rotate=True).shape == (array.shape[1], array.shape[0], 3)
+
+
+def test_metadata_may_be_passed_on(array: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    data = iio.imwrite("<bytes>", array, extension=".lic", exif=exif, quality=3)
+    about = iio.immeta(data, extension=".lic")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = iio.imwrite("<bytes>", array, extension=".lic", **about)
+    assert iio.immeta(again, extension=".lic") == about
+    with pytest.warns(UserWarning, match="unknown option 'mode'"):
+        iio.imwrite("<bytes>", array, extension=".lic", **(about | {"mode": "L"}))
+
+
+def test_truth_values_are_black_and_white(array: np.ndarray) -> None:
+    bright = array[:, :, 1] > 128
+    data = iio.imwrite("<bytes>", bright, extension=".lic")
+    assert data == iio.imwrite("<bytes>", np.where(bright, 255, 0).astype(np.uint8), extension=".lic")
 
 
 def test_metadata_are_checked_as_pillow_checks_them(array: np.ndarray) -> None:

@@ -157,6 +157,7 @@ def test_a_hostile_manifest_hides_no_model(
     ("said", "message"),
     [
         ({"lattice": 2}, "impossible lattice"),
+        ({"lattice": 9}, "impossible lattice"),  # bw16 and h24 lower it by two, below what is coded
         ({"lattice": 12.5}, "impossible lattice"),
         ({"skip": 60}, "impossible lattice"),
         ({"distortion": "bogus"}, "unknown distortion"),

@@ -41,6 +41,16 @@ def test_bits_go_where_the_mask_is_bright(photo: Image.Image, mask: Image.Image,
     assert psnr(outside(shown), outside(photo)) < psnr(outside(even), outside(photo)) - 1
 
 
+@pytest.mark.parametrize("asked", ["roi", True, "importance"])
+def test_a_search_that_begins_with_z_knows_where_bits_go(photo: Image.Image, mask: Image.Image, asked: object) -> None:
+    box = (64, 32, 192, 160)
+    part = photo.crop(box)
+    how = {"roi": mask.crop(box)} if asked == "roi" else {"adaptive": asked}
+    plain, searched = (coded(part, effort=effort, **how) for effort in (0, 3))
+    gain = psnr(pixels_of(searched), np.asarray(part)) - psnr(pixels_of(plain), np.asarray(part))
+    assert len(searched) < len(plain) * 1.18**gain  # what a decibel takes
+
+
 def test_masks_of_every_kind(photo: Image.Image, mask: Image.Image) -> None:
     data = coded(photo, roi=mask)
     assert coded(photo, roi=np.asarray(mask)) == data

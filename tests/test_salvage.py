@@ -59,6 +59,12 @@ def lost(pixels: np.ndarray) -> list[int]:
     ]  # fmt: skip
 
 
+def test_a_warning_names_the_line_that_opened_the_file(tiled: bytes) -> None:
+    with pytest.warns(UserWarning, match="tiles are lost") as caught:
+        Image.open(BytesIO(tiled[: len(tiled) * 2 // 3])).load()
+    assert [w.filename for w in caught] == [__file__]
+
+
 def test_a_cut_file_shows_the_tiles_that_are_there(tiled: bytes) -> None:
     """The tiny model's transforms have no margin: intact tiles are exactly right."""
     whole, silent = opened(tiled)

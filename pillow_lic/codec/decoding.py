@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +25,7 @@ from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
 from pillow_lic.quantizers import scalar
+from pillow_lic.warning import warn
 
 STRIP = 4096
 """Latent positions of neighbouring tiles that are synthesised together."""
@@ -84,7 +84,7 @@ def transparency_of(frame: Frame) -> bytes | None:
     lenient.
     """
     if frame.alpha == b"":
-        warnings.warn("damaged LIC file: the transparency is left out", stacklevel=3)
+        warn("damaged LIC file: the transparency is left out")
         return alpha.OPAQUE
     return frame.alpha
 

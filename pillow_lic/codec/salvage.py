@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from itertools import takewhile
 
@@ -16,6 +15,7 @@ from pillow_lic.models.loading import OneQuality
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Tile, tiles_of
 from pillow_lic.symbols import pack
+from pillow_lic.warning import warn
 
 
 def salvaged(model: OneQuality, header: Header, tiles: Sequence[Coded], device: torch.device) -> list[Coded | None]:
@@ -35,7 +35,7 @@ def salvaged(model: OneQuality, header: Header, tiles: Sequence[Coded], device: 
     if missing == len(found):
         raise OSError("damaged LIC file: no tile of the picture is intact")
     if missing:
-        warnings.warn(f"damaged LIC file: {missing} of {len(found)} tiles are lost and left grey", stacklevel=3)
+        warn(f"damaged LIC file: {missing} of {len(found)} tiles are lost and left grey")
     return found
 
 
@@ -63,7 +63,7 @@ def intact_scans(model: OneQuality, header: Header, tiles: Sequence[Coded], devi
         found.append(kept)
     few = min(len(tile.parts) for tile in found if isinstance(tile, Scans))
     if any(isinstance(tile, Scans) and len(tile.parts) < tile.count for tile in found):
-        warnings.warn(f"damaged LIC file: less sharp, from {few} of {count} scans", stacklevel=3)
+        warn(f"damaged LIC file: less sharp, from {few} of {count} scans")
     return found
 
 

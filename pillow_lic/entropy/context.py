@@ -263,8 +263,8 @@ def _decode_groups(read: _Streams, part: Pass, lattice: Cosets, tables: Tables, 
     both = tables.with_parities()
     values = np.zeros(target.size, np.int16)
     values[free] = read(target.take(free), table.take(free), both)
-    known[target] = np.where(part.mirrored, -values, values) + whole  # last ones are asked for when they are right
-    odd = lattice.odd(known, groups.take(last)) ^ (whole.take(last) % 2 == 1)
+    known[target] = np.where(part.mirrored, -values, values) + whole  # of last ones what lies below their values
+    odd = lattice.odd(known, groups.take(last))
     values[last] = read(target.take(last), _of_parity(table.take(last), odd, len(tables)), both)
     return values
 

@@ -27,9 +27,10 @@ CHANNELS = 128
 """The first channels of y, the lowest frequencies, which a draft reads, and all that is coded no later: what the rest
 adds at 1/4 lies 50 dB down."""
 
-CHANNELS_IF_SMALL = 24
+CHANNELS_IF_SMALL = 64
 SMALL = 12
-"""Where no more is shown than 1/12 of the width: pixels there are means of so many that little of the rest is seen."""
+"""Where no more is shown than 1/12 of the width: pixels there are means of so many that little of the rest is seen.
+Half as many would leave out what saturated colours need (docs/decisions.md)."""
 
 
 def channels_for(shown: float) -> int:

@@ -46,6 +46,7 @@ from pillow_lic.models.transforms import (
     Synthesis,
     at_quality,
 )
+from pillow_lic.quantizers.lattice import KINDS
 
 FORMAT = 1
 _INTEGERS = ("exact.", "tables.")
@@ -364,7 +365,9 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     _check_shapes(part, arch)
     exact = ExactHyperSynthesis(part, len(tables))
     lattice, distortion = about.get("lattice"), about.get("distortion", "mse")
-    if lattice is not None and (type(lattice) is not int or not tables.skip <= lattice < len(tables)):
+    # Whatever lies on a lattice is coded, though wider steps lower its scale index.
+    first = tables.skip - min(kind.beyond + kind.level for kind in KINDS.values())
+    if lattice is not None and (type(lattice) is not int or not first <= lattice < len(tables)):
         raise ValueError(f"{path} is damaged: impossible lattice")
     if distortion not in DISTORTIONS:
         raise ValueError(f"{path} is damaged: it was trained for an unknown distortion")

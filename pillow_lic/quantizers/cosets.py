@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 class Cosets(Protocol):
     """Latents (M, h, w) of which some lie half a step above their symbols.
 
-    ``coset`` holds the bits that say so, ``half`` what they say of each latent.  Where symbols have to
-    have an even sum, ``group_of_last`` names for a latent (flat) the group that it is the last one of,
-    -1 for all others, and ``odd`` tells whether the last ones of some groups are odd.  ``coded_by`` gives the same
+    ``coset`` holds the bits or the numbers of words that say so, ``half`` what they say of each latent.  Where symbols
+    have to have an even sum, ``group_of_last`` names for a latent (flat) the group that it is the last one of,
+    -1 for all others, and ``odd`` tells whether the sums of some groups are odd.  ``coded_by`` gives the same
     where, after any earlier such order, latents of a higher ``rank``, (M, h, w) or (M, 1, 1), come later.
     """
 

@@ -145,7 +145,7 @@ def _by_word(values: NDArray[Any], join: np.ufunc) -> NDArray[Any]:
 
 
 def _numbers(
-    words: NDArray[np.intp], complement: NDArray[np.bool_], saved: NDArray[np.float32], wrong: NDArray[np.bool_]
+    words: NDArray[np.intp], complement: NDArray[np.bool_], saved: NDArray[np.int16], wrong: NDArray[np.bool_]
 ) -> NDArray[np.intp]:
     """Numbers of words from those without complements (G, n); where ``wrong`` the weakest column has another one."""
     pattern = _PATTERN[4 * (words >> 6)[..., None] + HEXACODE[words & 63]]

@@ -22,7 +22,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pillow_lic.quantizers import golay
@@ -110,18 +109,10 @@ class Lattice:
         return groups
 
     def odd(self, symbols: NDArray[np.signedinteger], groups: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Whether the last members of some groups are odd, given all their other symbols (flat)."""
-        others = symbols.take(self._others.take(groups, axis=0))
-        odd: NDArray[np.bool_] = np.bitwise_xor.reduce(others, axis=1) % 2 == 1
+        """Whether the sums of some groups' symbols (flat) are odd."""
+        members = symbols.take(self.members.take(groups, axis=0))
+        odd: NDArray[np.bool_] = np.bitwise_xor.reduce(members, axis=1) % 2 == 1
         return odd
-
-    @cached_property
-    def _others(self) -> NDArray[np.int64]:
-        """All members but the last, (G, side - 1)."""
-        if self.rank is None:
-            return np.ascontiguousarray(self.members[:, :-1])
-        others: NDArray[np.int64] = self.members[np.arange(self.kind.side) != self.last[:, None]]
-        return others.reshape(-1, self.kind.side - 1)
 
 
 def members_of(index: NDArray[np.uint8], first: int, kind: Kind, tiles: int = 1) -> NDArray[np.int64]:
@@ -167,20 +158,18 @@ def distances(x: NDArray[np.float32], kind: Kind) -> NDArray[np.float32]:
     """Squared distances of groups (G, side) of E8 or BW16 to the nearest point of each word, (G, words)."""
     nearest = [np.rint(x - np.float32(half)) for half in (0, 0.5)]
     error = [np.abs(x - np.float32(half) - n) for half, n in zip((0, 0.5), nearest, strict=True)]
-    ones = kind.words.T.astype(np.float32)
-    found = _summed([np.square(e) for e in error], ones)
+    found = _joined([np.square(e) for e in error], kind, np.add)
     # Where the sum is odd, the worst one is rounded the other way.
     worst = _joined(error, kind, np.maximum)
     odd = _joined([n.astype(np.int32).astype(np.uint8) & 1 for n in nearest], kind, np.bitwise_xor)
-    found += (odd * (1 - 2 * worst)).T
-    return found
+    found += odd * (1 - 2 * worst)
+    return found.T
 
 
 def _joined(values: Sequence[NDArray[Any]], kind: Kind, join: np.ufunc) -> NDArray[Any]:
     """Members' values (G, side) joined by word, (words, G): the first where it has a zero, else the second.
 
-    The Reed-Muller code's words are made of pairs, these of pairs of pairs: what words share is joined once, in an
-    order that neither maxima nor parities mind.
+    The Reed-Muller code's words are made of pairs, these of pairs of pairs: what words share is joined once.
     """
     # A row for each member: joining long rows takes a fraction of the time of joining many short ones.
     plain, other = (np.ascontiguousarray(v.T) for v in values)
@@ -192,18 +181,6 @@ def _joined(values: Sequence[NDArray[Any]], kind: Kind, join: np.ufunc) -> NDArr
         plain = np.concatenate([join(p, q), join(p, r)], axis=1)
         other = np.concatenate([join(o, r), join(o, q)], axis=1)
     return np.concatenate([plain[0], other[0]])
-
-
-def _summed(values: Sequence[NDArray[np.float32]], ones: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Sums over members (G, side) by word, (G, words), of the first values where it has a zero, else of the second.
-
-    With torch's threads: NumPy's go on spinning for tens of milliseconds, and keep torch's from the cores. In float64,
-    which torch never multiplies in less, whatever ``set_float32_matmul_precision`` and autocast say.
-    """
-    x = torch.from_numpy(np.concatenate(values, axis=1, dtype=np.float64))
-    words = torch.from_numpy(np.concatenate([1 - ones, ones], dtype=np.float64))
-    found: NDArray[np.float32] = (x @ words).numpy().astype(np.float32)
-    return found
 
 
 def nearest_even(x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -155,4 +155,5 @@ def _finer(priors: Priors) -> tuple[Tensor | float, Tensor | float]:
     """How many times finer than nominal the steps of y are meant to be, and by how many indices."""
     if priors.fineness is None:
         return 1.0, 0.0
-    return priors.fineness, (10 * priors.fineness.log()).round()
+    finer = priors.fineness.clone()  # tensors made in inference mode have no gradients, copies of them do
+    return finer, (10 * finer.log()).round()

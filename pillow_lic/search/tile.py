@@ -41,7 +41,8 @@ def improve(
     """The tile with symbols that look better or cost less, or as it is if none are found.
 
     ``start`` (M, h, w) are the steps from means to latents.  The last of ``contexts`` tells during the search what
-    coding costs, and from effort 2 on what symbols do to the costs of others; the smallest result tells in the end.
+    coding costs, and from effort 2 on what symbols do to the costs of others; from effort 3 on the best of what was
+    found, coded with the best of them, tells in the end.
     """
     context = contexts[-1]
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pillow_lic.distortions import DISTORTIONS, squared_error
 from pillow_lic.models.context.schedule import HYPER
-from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, gaussian_bits, scale_of
+from pillow_lic.models.hyperprior import SKIP, HyperpriorModel, gaussian_bits, scale_of
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.training.correlation import correlation_loss
-from pillow_lic.training.surrogates import lattice_noise, surrogate
+from pillow_lic.training.surrogates import FIRST, lattice_noise, surrogate
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def forward(model: HyperpriorModel, pixels: Tensor, quality: Tensor, objective: 
     residual = y - mean
     for_rate, rounded = surrogate(residual, kind, progress)
     if objective.lattice:
-        on_lattice = (index.round() >= LATTICE) & (torch.rand_like(quality) < objective.lattice)[:, None, None, None]
+        on_lattice = (index.round() >= FIRST) & (torch.rand_like(quality) < objective.lattice)[:, None, None, None]
         rounded = torch.where(on_lattice, lattice_noise(residual), rounded)
     if objective.skip:
         skipped = index.round() < objective.skip

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pillow_lic.models.hyperprior import LATTICE
 from pillow_lic.options import DEFAULT_LATTICE
 from pillow_lic.quantizers import lattice
 from pillow_lic.quantizers.adaptive import FACTOR_BITS, FACTORS, LIMIT
@@ -50,6 +51,10 @@ def surrogate(x: Tensor, kind: str, progress: float | Tensor) -> tuple[Tensor, T
         return soft, soft
     rounded = straight_through(x) if kind != "noise" else additive_noise(x)
     return (additive_noise(x) if kind == "mixed" else rounded), rounded
+
+
+FIRST = LATTICE + lattice.KINDS[DEFAULT_LATTICE].beyond
+"""Scale index from which files have the default lattice."""
 
 
 @cache

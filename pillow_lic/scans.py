@@ -20,10 +20,7 @@ from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
 from pillow_lic.header import Header
 from pillow_lic.models.loading import Model
 from pillow_lic.pixels import Tile
-from pillow_lic.quantizers import diamond
 from pillow_lic.quantizers.cosets import Cosets
-from pillow_lic.quantizers.diamond import Diamond
-from pillow_lic.quantizers.lattice import Lattice
 from pillow_lic.symbols import (
     CodedTile,
     checked,
@@ -141,18 +138,14 @@ def _bands(lows: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _as_known(tile: CodedTile, index: NDArray[np.uint8], low: int) -> CodedTile:
     """What a decoder knows of a tile once all symbols with indices from ``low`` on are read."""
     on = tile.lattice
-    if isinstance(on, (Lattice, Diamond)):
-        on = replace(on, coset=on.coset * _cosets_of(on, index, low, END))
+    if on is not None:
+        on = on.holding(on.coset * _cosets_of(on, index, low, END))
     return replace(tile, y=tile.y * (index >= low), lattice=on)
 
 
 def _cosets_of(on: Cosets, index: NDArray[np.uint8], low: int, high: int) -> NDArray[np.bool_]:
     """Which cosets come with a band: those of which the widest latent lies in it."""
-    if isinstance(on, Lattice):
-        widest = index.ravel()[on.members].max(axis=1, initial=0)
-    else:
-        assert isinstance(on, Diamond)
-        widest = np.where(on.wide, index, 0).max(axis=0)[diamond.positions(on.wide)]
+    widest = on.widest(index)
     found: NDArray[np.bool_] = (widest >= low) & (widest < high)
     return found
 

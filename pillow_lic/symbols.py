@@ -162,11 +162,7 @@ def given_of_z(model: Model, index: Indices, quality_code: int, tiles: int = 1) 
 
 def encode_cosets(on: Cosets, coder: SymbolEncoder, wanted: NDArray[np.bool_] | None = None) -> None:
     """Append the cosets, or the wanted ones of them."""
-    coset = on.coset if wanted is None else on.coset[wanted]
-    if isinstance(on, Diamond):
-        diamond.encode(coder, coset)
-    elif isinstance(on, Lattice):
-        coder.encode_below(coset, len(on.kind.words))
+    on.write(coder, on.coset if wanted is None else on.coset[wanted])
 
 
 def seal(tile: CodedTile, coder: SymbolEncoder) -> bytes:
@@ -250,28 +246,11 @@ def decode_hyper(
 
 def decode_cosets(on: Cosets, coders: Sequence[SymbolDecoder], wanted: NDArray[np.bool_] | None = None) -> Cosets:
     """The same with all cosets read, those of a tile from each coder, or with the wanted ones of a single tile."""
-    assert isinstance(on, (Lattice, Diamond))
     coset = on.coset.copy()
     place = slice(None) if wanted is None else wanted
-    counts = _cosets_by_tile(on, len(coders)) if wanted is None else [coset[place].size]
-    read = [
-        diamond.decode(coder, count) if isinstance(on, Diamond) else coder.decode_below(count, len(on.kind.words))
-        for coder, count in zip(coders, counts, strict=True)
-    ]
-    coset[place] = np.concatenate(read)
-    return replace(on, coset=coset)
-
-
-def _cosets_by_tile(on: Lattice | Diamond, tiles: int) -> list[int]:
-    """How many cosets each of the tiles that lie one below the other has; they are in order of position."""
-    if tiles == 1:
-        return [on.coset.size]
-    if isinstance(on, Diamond):
-        counts = np.count_nonzero(diamond.positions(on.wide).reshape(tiles, -1), axis=1)
-    else:
-        area = on.shape[1] * on.shape[2]
-        counts = np.bincount(on.members[:, 0] % area // (area // tiles), minlength=tiles)
-    return [int(count) for count in counts]
+    counts = on.by_tile(len(coders)).tolist() if wanted is None else [coset[place].size]
+    coset[place] = np.concatenate([on.read(coder, count) for coder, count in zip(coders, counts, strict=True)])
+    return on.holding(coset)
 
 
 def checked(tile: CodedTile, data: Sequence[bytes]) -> CodedTile:
@@ -287,7 +266,7 @@ def _tile_of(coded: Coded) -> CodedTile:
     return CodedTile(coded.z, np.zeros(0, np.uint8), coded.y, priors)
 
 
-def _on_lattice(model: Model, quantizer: str, priors: Priors, tiles: int = 1) -> tuple[Lattice | Diamond, Priors]:
+def _on_lattice(model: Model, quantizer: str, priors: Priors, tiles: int = 1) -> tuple[Cosets, Priors]:
     """Which latents lie on a lattice, all of them on whole steps, and what is then known of all latents.
 
     Raises ``ValueError`` if the model has no tables for lattices.
@@ -343,8 +322,7 @@ def _checksums(tile: CodedTile) -> list[int]:
     found = [zlib.crc32(part.astype("<i2").tobytes()) for part in z]
     found = [zlib.crc32(part.astype("<i2").tobytes(), crc) for crc, part in zip(found, y, strict=True)]
     if tile.lattice is not None:
-        assert isinstance(tile.lattice, (Lattice, Diamond))
-        ends = np.cumsum(_cosets_by_tile(tile.lattice, tile.tiles))[:-1]
+        ends = np.cumsum(tile.lattice.by_tile(tile.tiles))[:-1]
         coset = np.split(tile.lattice.coset.astype(tile.lattice.coset.dtype.newbyteorder("<")), ends)
         found = [zlib.crc32(part.tobytes(), crc) for crc, part in zip(found, coset, strict=True)]
     if tile.levels is not None:

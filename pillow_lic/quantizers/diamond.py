@@ -6,7 +6,7 @@ all its latents with wide tables.  One bit tells which, coded with the probabili
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,6 +50,31 @@ class Diamond:
         """There are no groups to tell of."""
         return np.zeros(groups.shape, np.bool_)
 
+    def holding(self, coset: NDArray[np.unsignedinteger]) -> Diamond:
+        """The same positions with other choices."""
+        return replace(self, coset=coset.astype(np.uint8))
+
+    def write(self, coder: SymbolEncoder, coset: NDArray[np.unsignedinteger]) -> None:
+        """Append cosets: how likely half steps are in this tile, in ``LEVELS`` levels, and then the bits."""
+        level = min(int(coset.mean() * LEVELS), LEVELS - 1) if coset.size else 0
+        coder.encode_below(np.array([level]), LEVELS)
+        coder.encode_bits(coset, (2 * level + 1) * TOTAL // (2 * LEVELS))
+
+    def read(self, coder: SymbolDecoder, count: int) -> NDArray[np.uint8]:
+        """Read so many cosets."""
+        level = int(coder.decode_below(1, LEVELS)[0])
+        return coder.decode_bits(count, (2 * level + 1) * TOTAL // (2 * LEVELS))
+
+    def by_tile(self, tiles: int) -> NDArray[np.intp]:
+        """How many positions of each tile have such latents."""
+        found: NDArray[np.intp] = positions(self.wide).reshape(tiles, -1).sum(axis=1)
+        return found
+
+    def widest(self, index: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The largest index that moves at each of these positions."""
+        found: NDArray[np.uint8] = np.where(self.wide, index, 0).max(axis=0)[positions(self.wide)]
+        return found
+
 
 def positions(wide: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Where any latent of a position (h, w) moves."""
@@ -65,16 +90,3 @@ def quantise(residual: NDArray[np.float32], wide: NDArray[np.bool_]) -> tuple[ND
     coset = beyond < 0
     floors = np.rint(residual - np.where(coset, np.float32(0.5), np.float32(0)))
     return floors[wide].astype(np.int32), coset[positions(wide)].astype(np.uint8)
-
-
-def encode(coder: SymbolEncoder, coset: NDArray[np.uint8]) -> None:
-    """Append cosets: how likely half steps are in this tile, in ``LEVELS`` levels, and then the bits."""
-    level = min(int(coset.mean() * LEVELS), LEVELS - 1) if coset.size else 0
-    coder.encode_below(np.array([level]), LEVELS)
-    coder.encode_bits(coset, (2 * level + 1) * TOTAL // (2 * LEVELS))
-
-
-def decode(coder: SymbolDecoder, count: int) -> NDArray[np.uint8]:
-    """Read so many cosets."""
-    level = int(coder.decode_below(1, LEVELS)[0])
-    return coder.decode_bits(count, (2 * level + 1) * TOTAL // (2 * LEVELS))

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
 from pillow_lic.quantizers import golay
 
 
@@ -113,6 +114,28 @@ class Lattice:
         members = symbols.take(self.members.take(groups, axis=0))
         odd: NDArray[np.bool_] = np.bitwise_xor.reduce(members, axis=1) % 2 == 1
         return odd
+
+    def holding(self, coset: NDArray[np.unsignedinteger]) -> Lattice:
+        """The same groups with other words."""
+        return replace(self, coset=coset)
+
+    def write(self, coder: SymbolEncoder, coset: NDArray[np.unsignedinteger]) -> None:
+        """Append numbers of words, all as likely."""
+        coder.encode_below(coset, len(self.kind.words))
+
+    def read(self, coder: SymbolDecoder, count: int) -> NDArray[np.integer]:
+        """Read so many numbers of words."""
+        return coder.decode_below(count, len(self.kind.words))
+
+    def by_tile(self, tiles: int) -> NDArray[np.intp]:
+        """How many groups each tile has."""
+        area = self.shape[1] * self.shape[2]
+        return np.bincount(self.members[:, 0] % area // (area // tiles), minlength=tiles)
+
+    def widest(self, index: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The largest index of each group's members."""
+        found: NDArray[np.uint8] = index.ravel()[self.members].max(axis=1, initial=0)
+        return found
 
 
 def members_of(index: NDArray[np.uint8], first: int, kind: Kind, tiles: int = 1) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pillow_lic import codec, inputs, plugin
 from pillow_lic.container import Frame
+from pillow_lic.devices import WORTH_CUDA, choose_device
 from pillow_lic.header import Header
 from pillow_lic.options import options_from
 from pillow_lic.pixels import Pixels
@@ -72,7 +73,7 @@ def decode_tensor(data: Source, *, device: str | None = None) -> Tensor:
     business on the GPU.  Raises what ``Image.open`` and ``load`` do.
     """
     (frame,) = _frames([data], [])
-    if torch.device(device or "cpu").type == "cpu":
+    if choose_device(device or "cpu", WORTH_CUDA).type == "cpu":
         array = codec.decode(*frame, device or "cpu")
         return torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy())
     found: Tensor = next(codec.decode_many([frame], device))
@@ -97,6 +98,8 @@ def _pixels_of(image: Any) -> tuple[Pixels, dict[str, bytes]]:
         shown = inputs.in_supported_mode(image)
         return np.asarray(shown), inputs.metadata_from(inputs.inherited_from(image, shown.mode))
     if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.dim() != 3:
+            raise TypeError(f"tensors of pictures are uint8 and (C, H, W), not {image.dtype} and {tuple(image.shape)}")
         image = _interleaved(image.cpu())
     return np.asarray(image), {}
 

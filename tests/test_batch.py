@@ -177,7 +177,6 @@ def test_command(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_command_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = [
-        (["--jobs", "0"], "--jobs must be"),
         (["--to", "xyz"], "no format"),
         (["--engine", "dask"], "belong together"),
         (["--scheduler", "tcp://here:1"], "belong together"),
@@ -185,6 +184,21 @@ def test_command_refuses(photos: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for extra, message in cases:
         assert main(["convert", str(photos), str(tmp_path / "out"), *extra]) == 2, extra
         assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["convert", str(photos), str(tmp_path / "out"), "--jobs", "0"])
+    assert caught.value.code == 2
+    assert "--jobs: must be at least 1" in capsys.readouterr().err
+
+
+def test_places_that_are_none(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.zip").write_bytes(b"no archive")
+    with pytest.raises(OSError, match="BadZipFile"):
+        convert(["zip://::broken.zip"], tmp_path / "out", jobs=1)
+    with pytest.raises(ValueError, match="empty"):
+        convert([""], tmp_path / "out", jobs=1)
+    assert main(["convert", str(photos / "a.png"), "two::colons.lic"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.zip", "photos", "two::colons.lic"]
 
 
 def test_processes(photos: Path, tmp_path: Path) -> None:

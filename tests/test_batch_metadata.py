@@ -92,6 +92,14 @@ def test_a_resolution_that_divides_by_zero(picture: Image.Image, tmp_path: Path)
     assert "dpi" not in image.info
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_metadata_that_no_format_has_room_for(picture: Image.Image, suffix: str, tmp_path: Path) -> None:
+    picture.save(tmp_path / "x.lic", exif=b"Exif\0\0garbage", dpi=(-5, 1e300))
+    image = converted(tmp_path / "x.lic", tmp_path / f"x{suffix}")
+    assert image.size == picture.size
+    assert image.info.get("dpi", (1, 1)) != (-5, 1e300)
+
+
 def test_xmp_and_comment_go_to_every_format(picture: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "somebody"

@@ -84,6 +84,13 @@ def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         captured = capsys.readouterr()
         assert message in captured.err
     assert {p.name for p in tmp_path.iterdir()} == {"photo.png", "x.lic"}
+    main(["convert", str(source), str(tmp_path / "whole.lic")])
+    capsys.readouterr()
+    assert main(["info", "--verify", str(target), str(tmp_path / "whole.lic"), str(source)]) == 1
+    captured = capsys.readouterr()
+    assert f"{target}: truncated" in captured.err
+    assert f"{source} is not a LIC file" in captured.err
+    assert captured.out.startswith(str(tmp_path / "whole.lic"))
 
 
 def test_usage_errors_exit_with_two() -> None:

@@ -150,8 +150,14 @@ def test_what_is_wrong(images: list[Image.Image], monkeypatch: pytest.MonkeyPatc
             decode(bytes(broken))
         with pytest.raises(FileNotFoundError):
             decode("nowhere.lic")
-    with pytest.raises(ValueError, match="device"):
-        pillow_lic.decode_batch([data], device="cuda:9")
+    for device in ("cuda:9", "toaster"):
+        with pytest.raises(ValueError, match="device"):
+            pillow_lic.decode_batch([data], device=device)
+        with pytest.raises(ValueError, match="device"):
+            pillow_lic.decode_tensor(data, device=device)
+    for wrong in (torch.zeros(3, 16, 16), torch.zeros(16, 16, dtype=torch.uint8)):
+        with pytest.raises(TypeError, match="tensors of pictures"):
+            pillow_lic.encode_batch([wrong])
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(Image.DecompressionBombError):
         pillow_lic.decode_tensor(data)

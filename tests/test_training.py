@@ -168,6 +168,11 @@ def test_a_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     for change in ({"lattice": True}, {"seed": 7}, {"stage": "decoder"}):
         with pytest.raises(ValueError, match=f"a run with another {next(iter(change))}"):
             Trainer(replace(RECIPE, **change), IMAGES).restore(checkpoint)
+    whole = checkpoint.read_bytes()
+    for damaged in (b"", whole[:-1000], b"no checkpoint"):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is damaged; remove it"):
+            Trainer(RECIPE, IMAGES).restore(checkpoint)
 
 
 def test_a_run_goes_on_with_the_start_it_had(tmp_path: Path) -> None:

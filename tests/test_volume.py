@@ -187,5 +187,5 @@ def test_damage_of_what_lies_beside_a_model_is_named(
             image.draft(None, (15, 12))
             image.load()
 
-    with pytest.raises(ValueError, match=rf"tiny{suffix} is damaged|has no context 'volume'"):
+    with pytest.raises(ValueError, match=rf"tiny{suffix} is damaged"):
         use()

@@ -8,9 +8,10 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 
@@ -75,9 +76,10 @@ def _pool(waiting: deque[Task], settings: Settings, jobs: int, ahead: int) -> Ge
         while waiting or running:
             broken = False
             try:
-                while waiting and len(running) < ahead * jobs:
-                    running[executor.submit(convert_all, [waiting[0]], settings)] = waiting[0]
-                    waiting.popleft()
+                with _uninterrupted():
+                    while waiting and len(running) < ahead * jobs:
+                        running[executor.submit(convert_all, [waiting[0]], settings)] = waiting[0]
+                        waiting.popleft()
             except BrokenProcessPool:
                 broken = True
             wait(running, return_when=FIRST_COMPLETED)
@@ -97,6 +99,19 @@ def _pool(waiting: deque[Task], settings: Settings, jobs: int, ahead: int) -> Ge
         held.close()
         executor.shutdown(cancel_futures=True)
         lifeline.close()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C from processes that start meanwhile, which would tell of it by tracebacks; it comes here after."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(lifeline: Connection, threads: int) -> None:

@@ -87,8 +87,15 @@ def reaching() -> Iterator[None]:
 
 
 def locate(url: str | os.PathLike[str]) -> File:
-    """The file at a path or URL; ``ImportError`` or ``ValueError`` if nothing here can reach it."""
-    return File(*url_to_fs(os.fspath(url)))
+    """The file at a path or URL; ``ImportError``, ``ValueError`` or ``OSError`` if nothing here can reach it."""
+    text = os.fspath(url)
+    if not text:
+        raise ValueError("a path is empty")
+    if "://" not in text:  # fsspec takes apart what has two colons
+        local = LocalFileSystem()
+        return File(local, local._strip_protocol(text))
+    with reaching():
+        return File(*url_to_fs(text))
 
 
 def files_below(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from PIL import ExifTags, Image, ImageSequence
@@ -22,6 +23,12 @@ DESCRIPTIVE = frozenset(
     }
 )  # fmt: skip
 """Tags of a TIFF directory that tell about the picture; the others tell where and how its pixels lie in that file."""
+
+DAMAGED = (SyntaxError, struct.error, ValueError, KeyError, OSError)
+"""What Pillow raises for EXIF data that are none."""
+
+LARGEST_DPI = 2**31
+"""Above this other formats have no number for a resolution."""
 
 _DIRECTORIES = frozenset(map(int, (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)))
 _XMP, _COMMENT = 700, int(_TAGS.ImageDescription)
@@ -82,12 +89,12 @@ def _exif(image: Image.Image) -> bytes | None:
 
 
 def _dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
-    """The resolution, unless it is no pair of numbers: TIFF files may divide by zero."""
+    """The resolution, unless it is no pair of positive numbers: TIFF files may divide by zero."""
     try:
         x, y = map(float, info["dpi"])
     except (KeyError, TypeError, ValueError):
         return None
-    return (x, y) if math.isfinite(x) and math.isfinite(y) else None
+    return (x, y) if 0 < x < LARGEST_DPI and 0 < y < LARGEST_DPI else None
 
 
 def _texts(found: dict[str, Any]) -> PngInfo:
@@ -102,7 +109,8 @@ def _texts(found: dict[str, Any]) -> PngInfo:
 def _directory(found: dict[str, Any]) -> Image.Exif:
     """EXIF, XMP and comment as tags of a TIFF; takes them out of what is found."""
     exif = Image.Exif()
-    exif.load(found.pop("exif", b""))
+    with suppress(*DAMAGED):
+        exif.load(found.pop("exif", b""))
     if "xmp" in found:
         exif[_XMP] = found.pop("xmp")
     comment = found.pop("comment", None)

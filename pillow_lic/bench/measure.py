@@ -84,7 +84,7 @@ def measure_folder(
         pixels = centre(load_rgb(file), side)
         for codec in codecs:
             for setting in codec.values:
-                found.append(measure_image(file.name, pixels, codec, setting))
+                found.append(measure_image(file.relative_to(folder).as_posix(), pixels, codec, setting))
                 if on_step:
                     on_step(len(found), total)
     return found

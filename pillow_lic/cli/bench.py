@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pillow_lic
-from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError
+from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, positive
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
 COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities")
@@ -26,8 +26,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--context", help=f"context model to encode with: {KNOWN_CONTEXTS}; default {DEFAULT_CONTEXT}")
     parser.add_argument("--quantizer", help="quantiser to encode with")
     parser.add_argument("--effort", type=int, default=0, help="effort to encode with, 0 to 9 (%(default)s)")
-    parser.add_argument("--images", type=int, metavar="N", help="only so many images, evenly spread")
-    parser.add_argument("--crop", type=int, metavar="SIDE", help="only the middle of each image, so many pixels a side")
+    parser.add_argument("--images", type=positive, metavar="N", help="only so many images, evenly spread")
+    parser.add_argument(
+        "--crop", type=positive, metavar="SIDE", help="only the middle of each image, so many pixels a side"
+    )
     parser.add_argument("--qualities", type=float, nargs="+", metavar="Q",
                         help="qualities to encode with; default 1 to 8")  # fmt: skip
     parser.add_argument("--variants", nargs="+", metavar="VARIANT",
@@ -35,9 +37,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--contexts", action="store_true",
                        help="compare the model's context models with each other instead")  # fmt: skip
     group = parser.add_argument_group("speed, instead of the comparison")
-    group.add_argument("--throughput", type=int, metavar="N",
+    group.add_argument("--throughput", type=positive, metavar="N",
                        help="worker processes beside a plain loop on N photographs; CUDA too")  # fmt: skip
-    group.add_argument("--jobs", type=int, default=2, help="worker processes (%(default)s)")
+    group.add_argument("--jobs", type=positive, default=2, help="worker processes (%(default)s)")
     group.add_argument("--profile", action="store_true", help="where the time goes, by stage")
     group.add_argument("--cold-start", action="store_true", help="process start to the first pixels")
     group.add_argument("--scaling", metavar="PNG", help="plot time by files, time and memory by megapixels")
@@ -52,6 +54,9 @@ def run(args: argparse.Namespace) -> None:
             raise UsageError(f"speed is measured with the defaults, without --{given[0]}")
         _speed(args)
         return
+
+    if args.reference and not Path(args.reference).is_dir():
+        raise UsageError(f"--reference: there is no folder {args.reference}")
 
     from tqdm import tqdm
 

@@ -20,6 +20,14 @@ class UsageError(Exception):
     """The command line asks for something that makes no sense: exit code 2."""
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for a parser."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """The encoder's options as options of a command."""
     group = parser.add_argument_group("encoder options (for a .lic target)")

@@ -9,7 +9,7 @@ import time
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pillow_lic.cli.common import UsageError, add_encoder_options, encoder_options, progress
+from pillow_lic.cli.common import UsageError, add_encoder_options, encoder_options, positive, progress
 from pillow_lic.options import EncoderOptions
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     group = parser.add_argument_group("folders")
     group.add_argument("--to", default=TO, metavar="EXT",
                        help="format in the target folder; any but .lic converts .lic files (%(default)s)")  # fmt: skip
-    group.add_argument("--jobs", type=int, metavar="N", help="worker processes (one for each core)")
+    group.add_argument("--jobs", type=positive, metavar="N", help="worker processes (one for each core)")
     group.add_argument("--engine", choices=("local", "dask"), default="local", help="where to work (%(default)s)")
     group.add_argument("--scheduler", metavar="ADDRESS", help="of the Dask cluster, such as tcp://host:8786")
     group.add_argument("--overwrite", action="store_true", help="convert what is done, too, and replace other files")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
     from pillow_lic import batch
-    from pillow_lic.batch.files import locate
+    from pillow_lic.batch.files import locate, reaching
     from pillow_lic.batch.plan import Settings, Task
     from pillow_lic.batch.worker import convert_all
 
@@ -75,10 +75,11 @@ def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     task, summary = Task(locate(source), locate(target)), batch.Summary()
-    if task.source.info() is None:
-        raise FileNotFoundError(f"there is no {task.source}")
-    if not args.overwrite and _may_be_an_original(task) and task.target.info() is not None:
-        raise FileExistsError(f"{target} is there; --overwrite replaces it")
+    with reaching():
+        if task.source.info() is None:
+            raise FileNotFoundError(f"there is no {task.source}")
+        if not args.overwrite and _may_be_an_original(task) and task.target.info() is not None:
+            raise FileExistsError(f"{target} is there; --overwrite replaces it")
     if args.dry_run:
         summary.planned = [(str(task.source), str(task.target))]
         _print(summary, as_json=args.json)
@@ -113,8 +114,6 @@ def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
         batch.suffix_of(args.to)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if args.jobs is not None and args.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
     with tqdm(unit="file", desc="convert", delay=1, leave=False, disable=None) as bar:
 
         def on_result(result: Result, total: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pillow_lic.cli.common import UsageError
+from pillow_lic.cli.common import UsageError, positive
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,8 +27,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         " file or its name; given twice, what the first lacks comes from the second",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads (all cores)")
-    parser.add_argument("--max-steps", type=int, metavar="N", help="dry run: stop after N steps")
+    parser.add_argument("--threads", type=positive, help="CPU threads (all cores)")
+    parser.add_argument("--max-steps", type=positive, metavar="N", help="dry run: stop after N steps")
     parser.add_argument("--stop-after", type=float, metavar="MINUTES",
                        help="end this call early with a checkpoint; call again to go on")  # fmt: skip
     parser.set_defaults(run=run)

@@ -6,7 +6,6 @@ import json
 import os
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -317,10 +316,15 @@ def _check_shapes(exact: Mapping[str, Tensor], arch: Architecture) -> None:
 
 
 def _has_volume(path: Path, identity: bytes) -> bool:
-    """Whether a context model over the volume lies beside a model; that of another model is none."""
-    with suppress(SafetensorError, OSError), safe_open(path.with_suffix(VOLUME_SUFFIX), framework="pt") as file:
-        return bool((file.metadata() or {}).get("model") == identity.hex())
-    return False
+    """Whether a context model over the volume lies beside a model: that of another model is none, a damaged one is
+    told of when it is asked for.
+    """
+    beside = path.with_suffix(VOLUME_SUFFIX)
+    try:
+        with safe_open(beside, framework="pt") as file:
+            return bool((file.metadata() or {}).get("model") == identity.hex())
+    except (SafetensorError, OSError):
+        return beside.is_file()
 
 
 def _read_volume(model: Model, device: torch.device) -> ExactContext:

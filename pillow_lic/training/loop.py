@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pillow_lic import atomic
 from pillow_lic.devices import block_dtype
 from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, SKIP, HyperpriorModel
@@ -135,7 +136,10 @@ class Trainer:
         """Continue from a checkpoint of the same architecture (the schedule may differ), if it is of a run that began
         with the weights of ``start``, where any are named.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = self._load(path, "model", "average", "recipe", "optimisers", "step", "seconds")
+        except ValueError as error:
+            raise ValueError(f"{error}; remove it or choose another folder") from error
         saved = recipe_from(state["recipe"])
         # Parameters are told apart by their place: context models come in the same order, too.
         shapes = [(r.model, list(r.contexts.items())) for r in (saved, self.recipe)]
@@ -182,17 +186,21 @@ class Trainer:
 
     def _weights_of(self, path: Path) -> dict[str, Any]:
         if path.suffix not in (".safetensors", ""):
-            try:
-                found: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
-                if not path.exists():
-                    raise
-                raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt") from error
-            if not isinstance(found, dict) or not {"average", "recipe"} <= found.keys():
-                raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt")
-            return found
+            return self._load(path, "average", "recipe")
         found = weights_of(path)
         found["average"] = {name: value.to(self.device) for name, value in found["average"].items()}
+        return found
+
+    def _load(self, path: Path, *keys: str) -> dict[str, Any]:
+        """What a run has saved; ``ValueError`` if it is damaged, or lacks something."""
+        try:
+            found = torch.load(path, map_location=self.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+            if not path.exists():
+                raise
+            raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt, or is damaged") from error
+        if not isinstance(found, dict) or not set(keys) <= found.keys():
+            raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt")
         return found
 
     @property
@@ -346,9 +354,9 @@ def _digest(path: Path) -> str:
 
 
 def _write(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    data = BytesIO()
+    torch.save(state, data)
+    atomic.write(str(path), data.getvalue())
 
 
 def stage_of(state: dict[str, Any]) -> dict[str, Any]:

@@ -160,6 +160,7 @@ def finish(
         seen = seen_passes(plain, "none", DEFAULT_LATTICE, data, CONTEXT_IMAGES)
         lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())
     tables = make_tables(counts)
+    output.with_suffix(".json").unlink(missing_ok=True)  # it tells of what is replaced now
     export.write_model(model, output, tables, context_tables, lattice_tables, distortion=recipe.distortion)
     write_draft(output, data)
     if validation is None:

@@ -49,8 +49,8 @@ def mask_from(roi: Any, im: Image.Image) -> Image.Image | None:
         try:
             found = Image.fromarray(found)
         except (TypeError, AttributeError, KeyError):
-            kind = f"one of {found.dtype}" if hasattr(found, "dtype") else type(found).__name__
-            raise TypeError(f"roi must be an image or an 8-bit array, not {kind}") from None
+            kind = f"one of {found.dtype} {found.shape}" if hasattr(found, "dtype") else type(found).__name__
+            raise TypeError(f"roi must be an image or an 8-bit array (H, W), not {kind}") from None
     if has_more_than_8_bits(found):  # whose 0...1 would become black
         raise TypeError(f"roi must have 8 bits a pixel, not mode {found.mode}; scale its values to 0...255")
     if found.size != im.size:

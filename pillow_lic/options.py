@@ -98,9 +98,10 @@ class EncoderOptions:
         if not isinstance(self.adaptive, bool) and self.adaptive != "importance":
             kind = ValueError if isinstance(self.adaptive, str) else TypeError
             raise kind(f"adaptive must be True, False or 'importance', not {self.adaptive!r}")
-        if self.progressive not in (False, True):  # 1 is what a JPEG's info says
-            raise TypeError(f"progressive must be True or False, not {self.progressive!r}")
-        object.__setattr__(self, "progressive", bool(self.progressive))
+        for name in ("progressive", "exact"):
+            if (value := getattr(self, name)) not in (False, True):  # 1 is what a JPEG's info says
+                raise TypeError(f"{name} must be True or False, not {value!r}")
+            object.__setattr__(self, name, bool(value))
         object.__setattr__(self, "effort", _integer("effort", self.effort))
         if not 0 <= self.effort <= EFFORT_MAX:
             raise ValueError(f"effort must be a whole number from 0 to 9, not {self.effort}")

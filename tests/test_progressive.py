@@ -125,6 +125,8 @@ def test_everything_else_still_works(photo: Image.Image) -> None:
 def test_progressive_is_yes_or_no(small: Image.Image) -> None:
     with pytest.raises(TypeError, match="progressive must be True or False, not 3"):
         coded(small, progressive=3)
+    with pytest.raises(TypeError, match="exact must be True or False, not 'no'"):
+        coded(small, exact="no")
 
 
 def test_what_is_missing_is_said(photo: Image.Image, lenient: None) -> None:

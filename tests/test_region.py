@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,15 @@ def test_a_region_is_that_of_the_whole(photo: Image.Image, mode: str, tile: int,
         assert region.mode == mode
         assert np.array_equal(np.asarray(region), np.asarray(whole.crop(box)))
     assert np.array_equal(np.asarray(whole.read_region(box)), np.asarray(whole.crop(box)))
+
+
+@pytest.mark.parametrize("box", [(0, 64, 128, 192), (0, 128, 128, 192), (70, 130, 90, 150)])
+def test_regions_of_a_model_without_margins(photo: Image.Image, box: Box) -> None:
+    """Its tiles need nothing of those above."""
+    data = coded(photo, tile=64, model=str(Path(__file__).parent / "golden" / "lattice.safetensors"))
+    assert np.array_equal(
+        np.asarray(opened(data).read_region(box)), np.asarray(opened(data))[box[1] : box[3], box[0] : box[2]]
+    )
 
 
 def test_only_the_tiles_in_and_around_it_are_decoded(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,10 @@ def test_masks_of_every_kind(photo: Image.Image, mask: Image.Image) -> None:
     assert coded(photo, roi=mask.convert("RGB")) == data
     with pytest.raises(ValueError, match="roi has 5x5 pixels, the image 256x192"):
         coded(photo, roi=mask.resize((5, 5)))
-    with pytest.raises(TypeError, match="roi must be an image or an 8-bit array, not str"):
+    with pytest.raises(TypeError, match=r"roi must be an image or an 8-bit array \(H, W\), not str"):
         coded(photo, roi="mask.png")
+    with pytest.raises(TypeError, match=r"\(H, W\), not one of uint8 \(192, 256, 1\)"):
+        coded(photo, roi=np.asarray(mask)[:, :, None])
     with pytest.raises(TypeError, match="not one of int64"):
         coded(photo, roi=np.asarray(mask).astype(np.int64))
     for kind in (np.float32, np.uint16):  # a saliency map in 0...1 would become black without a word

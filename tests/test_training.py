@@ -491,6 +491,8 @@ def test_shipped_recipes_load() -> None:
         ("name = 1\n[schedule", "not a TOML file"),
         ('name = "x"', "needs a name"),
         ('name = "x"\n[schedule]\nsteps = 3\nspeed = 1', r"unknown key 'speed' in \[schedule\]"),
+        ('name = "x"\n[schedule]\nsteps = 3.5', r"steps in \[schedule\] must be a whole number, not 3.5"),
+        ('name = "x"\n[schedule]\nsteps = 3\nhold = "x"', r"hold in \[schedule\] must be a number, not 'x'"),
         ('name = "x"\n[schedule]\nsteps = 3\nminutes = 2', "either minutes or steps"),
         ('name = "x"\n[schedule]\nsteps = 3\n[batches]\nsize = 100', "multiple of 64"),
         ('name = "x"\n[schedule]\nsteps = 3\n[model]\nchannels = 10', "channels must be"),

@@ -246,9 +246,9 @@ def _pixels(view: _View, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
     h, w = latent_size(view.header.height), latent_size(view.header.width)
     step = view.header.tile // LATENT_STRIDE or max(h, w)
     around = tile.grown(min(view.margin, step), h, w)
-    first = max(0, tile.row - 1)
-    rows = [latents[r][:, :, around.left : around.right] for r in range(first, tile.row + 2) if r in latents]
-    y = torch.cat(rows, dim=1)[:, around.top - first * step : around.bottom - first * step]
+    held = [r for r in range(tile.row - 1, tile.row + 2) if r in latents]  # of a region those that margins reach
+    rows = [latents[r][:, :, around.left : around.right] for r in held]
+    y = torch.cat(rows, dim=1)[:, around.top - held[0] * step : around.bottom - held[0] * step]
     output = view.pixels(y[None].contiguous(memory_format=torch.channels_last))
     stride = LATENT_STRIDE // view.scale
     return output[:, stride * (tile.top - around.top) :, stride * (tile.left - around.left) :]

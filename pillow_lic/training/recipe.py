@@ -211,10 +211,14 @@ def _one_of(name: str, value: str, choices: Iterable[str]) -> None:
 def _section(kind: Any, name: str, values: Any) -> Any:
     if not isinstance(values, dict):
         raise ValueError(f"[{name}] must be a table")
-    known = {f.name for f in fields(kind)}
-    for key in values:
+    known = {f.name: f.default for f in fields(kind)}
+    for key, value in values.items():
         if key not in known:
             raise ValueError(f"unknown key {key!r} in [{name}]; known: {', '.join(sorted(known))}")
+        if type(known[key]) is int and type(value) is not int:
+            raise ValueError(f"{key} in [{name}] must be a whole number, not {value!r}")
+        if type(known[key]) is float and type(value) not in (int, float):
+            raise ValueError(f"{key} in [{name}] must be a number, not {value!r}")
     try:
         return kind(**values)
     except TypeError as error:

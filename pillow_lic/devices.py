@@ -167,10 +167,11 @@ def tell_once(message: str) -> None:
 def block_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the processor multiplies it natively, else float32.
 
-    PILLOW_LIC_PRECISION=float32 or bfloat16 decides otherwise.
+    PILLOW_LIC_PRECISION=float32 or bfloat16 decides otherwise; ``ValueError`` for anything else.
     """
-    wanted = os.environ.get("PILLOW_LIC_PRECISION")
-    if wanted in ("float32", "bfloat16"):
+    if wanted := os.environ.get("PILLOW_LIC_PRECISION"):
+        if wanted not in ("float32", "bfloat16"):
+            raise ValueError(f"PILLOW_LIC_PRECISION must be 'float32' or 'bfloat16', not {wanted!r}")
         return torch.float32 if wanted == "float32" else torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32

@@ -153,6 +153,16 @@ def test_decoding_does_not_depend_on_threads_and_hardly_on_precision(
         devices.block_dtype.cache_clear()
 
 
+def test_a_precision_that_is_none(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PILLOW_LIC_PRECISION", "float16")
+    devices.block_dtype.cache_clear()
+    try:
+        with pytest.raises(ValueError, match="PILLOW_LIC_PRECISION must be 'float32' or 'bfloat16', not 'float16'"):
+            coded(photo)
+    finally:
+        devices.block_dtype.cache_clear()
+
+
 def test_symbols_do_not_depend_on_the_callers_torch_settings(photo: Image.Image) -> None:
     data = coded(photo, quality=4)
     expected, picture = symbols_of(data), pixels_of(data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import builtins
 import io
-import struct
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -22,13 +21,10 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from pillow_lic import container, options
 from pillow_lic.header import Animation
-from pillow_lic.inputs import check_pixels, mask_from, metadata_from, shown_metadata, times_of, whole_times
+from pillow_lic.inputs import DAMAGED, check_pixels, mask_from, metadata_from, shown_metadata, times_of, whole_times
 from pillow_lic.plugin import METADATA, info_of
 
 Pixels = NDArray[np.uint8]
-
-DAMAGED = (SyntaxError, struct.error, ValueError, KeyError, OSError)
-"""What Pillow raises for EXIF data that are none."""
 
 WRITE_EXTRAS = METADATA | {"duration", "loop", "progress", "roi"}
 READ_EXTRAS = frozenset({"model_id", "model_name", "shape", *ExifTags.TAGS.values()})

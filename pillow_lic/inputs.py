@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+DAMAGED = (SyntaxError, struct.error, ValueError, KeyError, OSError)
+"""What Pillow raises for EXIF data that are none."""
+
 FOREIGN_PROFILES = {"L": (b"CMYK", b"Lab "), "RGB": (b"CMYK", b"Lab ", b"GRAY")}
 """Colour spaces of ICC profiles that no picture in a mode can have; they are in bytes 16 to 20 (ICC.1, 7.2.6)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
+from pillow_lic.inputs import DAMAGED
 from pillow_lic.plugin import FORMAT
 
 STILLS = frozenset({"MPO", "PSD"})
@@ -23,9 +23,6 @@ DESCRIPTIVE = frozenset(
     }
 )  # fmt: skip
 """Tags of a TIFF directory that tell about the picture; the others tell where and how its pixels lie in that file."""
-
-DAMAGED = (SyntaxError, struct.error, ValueError, KeyError, OSError)
-"""What Pillow raises for EXIF data that are none."""
 
 LARGEST_DPI = 2**31
 """Above this other formats have no number for a resolution."""

@@ -30,7 +30,7 @@ adds at 1/4 lies 50 dB down."""
 CHANNELS_IF_SMALL = 64
 SMALL = 12
 """Where no more is shown than 1/12 of the width: pixels there are means of so many that little of the rest is seen.
-Half as many would leave out what saturated colours need (docs/decisions.md)."""
+The first 24 alone lack what saturated colours need (docs/decisions.md)."""
 
 
 def channels_for(shown: float) -> int:

@@ -72,6 +72,8 @@ def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["convert", str(source), str(tmp_path / "y.lic"), "--context", "magic"], 2, "context must be"),
         (["convert", str(source), str(tmp_path / "y.xyz")], 2, "no format"),
         (["convert", str(source), str(tmp_path / "y.psd")], 2, "no format that can be written"),
+        (["convert", str(target), str(tmp_path / "y.pdf"), "--psnr"], 2, "does not read them"),
+        (["convert", str(target), str(tmp_path / "folder") + "/", "--to", "pdf", "--psnr"], 2, "does not read them"),
         (["convert", str(source), str(tmp_path / "y.lic"), "--model", "none"], 1, "no model 'none'"),
         (["transcode", str(source), str(tmp_path / "y.lic")], 1, "is not a LIC file"),
         (["transcode", str(target), str(tmp_path / "y.lic")], 1, "truncated"),
@@ -84,6 +86,9 @@ def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         captured = capsys.readouterr()
         assert message in captured.err
     assert {p.name for p in tmp_path.iterdir()} == {"photo.png", "x.lic"}
+    assert main(["convert", str(target), str(tmp_path / "y.png"), "--json"]) == 1
+    (failure,) = json.loads(capsys.readouterr().out)["failures"]
+    assert (failure["source"], "truncated" in failure["error"]) == (str(target), True)
     main(["convert", str(source), str(tmp_path / "whole.lic")])
     capsys.readouterr()
     assert main(["info", "--verify", str(target), str(tmp_path / "whole.lic"), str(source)]) == 1

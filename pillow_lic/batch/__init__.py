@@ -60,7 +60,7 @@ def convert(
     Raises ``ValueError`` for settings that make no sense and ``OSError`` for places that cannot be read or written.
     """
     started = time.perf_counter()
-    suffix = suffix_of(to)
+    suffix = suffix_of(to, read_back=psnr)
     given = [sources] if isinstance(sources, (str, os.PathLike)) else sources
     places, destination = [locate(s) for s in given], locate(target)
     if jobs is not None and jobs < 1:
@@ -94,11 +94,16 @@ def convert(
     return summary
 
 
-def suffix_of(name: str) -> str:
-    """An extension with its dot; ``ValueError`` if Pillow writes no format of that name."""
+def suffix_of(name: str, *, read_back: bool = False) -> str:
+    """An extension with its dot; ``ValueError`` if Pillow writes no format of that name, or does not ``read_back``
+    what it writes.
+    """
     suffix = "." + name.lower().removeprefix(".")
-    if Image.registered_extensions().get(suffix) not in Image.SAVE:
+    form = Image.registered_extensions().get(suffix)
+    if form not in Image.SAVE:
         raise ValueError(f"no format that can be written has the extension {suffix!r}")
+    if read_back and form not in Image.OPEN:
+        raise ValueError(f"Pillow writes {suffix} files but does not read them: there is no PSNR to measure")
     return suffix
 
 

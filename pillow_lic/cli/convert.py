@@ -71,7 +71,7 @@ def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
         raise UsageError("--engine, --scheduler and --to are for folders")
     (source,), target = args.sources, args.target
     try:
-        suffix = batch.suffix_of(PurePath(target).suffix)
+        suffix = batch.suffix_of(PurePath(target).suffix, read_back=args.psnr)
     except ValueError as error:
         raise UsageError(str(error)) from None
     task, summary = Task(locate(source), locate(target)), batch.Summary()
@@ -87,12 +87,13 @@ def _convert_file(args: argparse.Namespace, options: EncoderOptions) -> None:
     started = time.perf_counter()
     with progress("convert"):
         (result,) = convert_all([task], Settings(suffix, options, task.target.folder, psnr=args.psnr))
-    if result.error:
-        raise OSError(f"{source}: {result.error}")
     summary.add(result)
     summary.seconds = time.perf_counter() - started
     if args.json:
         _print(summary, as_json=True)
+    if result.error:
+        raise OSError(f"{source}: {result.error}")
+    if args.json:
         return
     bits = 8 * result.after / result.pixels
     quality = "" if result.psnr is None else f", {result.psnr:.2f} dB"
@@ -111,7 +112,7 @@ def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
     from pillow_lic.batch.worker import Result
 
     try:
-        batch.suffix_of(args.to)
+        batch.suffix_of(args.to, read_back=args.psnr)
     except ValueError as error:
         raise UsageError(str(error)) from None
     with tqdm(unit="file", desc="convert", delay=1, leave=False, disable=None) as bar:

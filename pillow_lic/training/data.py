@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pillow_lic.inputs import has_more_than_8_bits
 
-SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def image_files(folder: str | Path) -> list[Path]:

@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save
 from torch import Tensor
 
 from pillow_lic.entropy.tables import Tables
-from pillow_lic.inputs import has_more_than_8_bits
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
 from pillow_lic.models.compressai.exact import MEAN_BITS, SCALE_BITS, Z_BITS
 from pillow_lic.models.compressai.family import HYPER_STRIDE, QUALITY_ONE, Family, FamilyModel
 from pillow_lic.models.compressai.networks import Bottleneck, Network
+from pillow_lic.training.data import image_files, load_rgb
 from pillow_lic.training.probabilities import gaussian_masses, mirrored_integers, whole_integers
 
 FORMAT = 1
@@ -42,8 +41,6 @@ BEYOND = 1e-7
 
 MOST_COST = 0.5
 """Percent of the rate that integers may cost before an import warns."""
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".ppm")
 
 
 @dataclass(frozen=True)
@@ -238,16 +235,11 @@ def _padded(y: Tensor) -> Tensor:
 
 def _pictures(folder: Path) -> list[Tensor]:
     """Some pictures of a folder, spread over it, (1, 3, H, W) in 0...1, the middle of large ones."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-    if not paths:
-        raise ValueError(f"there are no images in {folder}")
+    paths = image_files(folder)
     chosen = [paths[n] for n in np.unique(np.linspace(0, len(paths) - 1, MOST_PICTURES).round().astype(int))]
     found = []
     for path in chosen:
-        with Image.open(path) as image:
-            if has_more_than_8_bits(image):
-                raise ValueError(f"{path} has more than 8 bits a channel (mode {image.mode})")
-            pixels = np.asarray(image.convert("RGB"))
+        pixels = load_rgb(path)
         h, w = pixels.shape[:2]
         top, left = max(0, h - SIDE) // 2, max(0, w - SIDE) // 2
         part = pixels[top : top + SIDE, left : left + SIDE]

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pillow_lic.models.transforms import Analysis, Architecture, ResidualBlock, Synthesis
+from pillow_lic.models.hyperprior import HyperSynthesis
+from pillow_lic.models.transforms import Analysis, Architecture, ResidualBlock, Synthesis, start_linear
 
 SMALL = Architecture(latents=40, analysis=(2, 1), synthesis=(2, 2))
 
@@ -48,6 +49,32 @@ def test_autocast_without_gradients() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             found = network(x, torch.tensor([4.0]))
     assert (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", [Analysis, Synthesis])
+def test_training_in_bfloat16_keeps_the_trunk_in_float32(kind: type[Analysis | Synthesis]) -> None:
+    network = kind(SMALL)  # as it begins: blocks add nothing, and the trunk is all there is
+    start_linear(*(network if kind is k else k(SMALL) for k in (Analysis, Synthesis)), SMALL)
+    shape = (2, 3, 32, 48) if kind is Analysis else (2, 40, 2, 3)
+    x = 100 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    quality = torch.tensor([2.0, 7.0])
+    expected = network(x, quality)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(x, quality)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_means_of_latents_in_training_are_not_rounded_to_bfloat16() -> None:
+    torch.manual_seed(1)
+    network = HyperSynthesis(SMALL)
+    torch.nn.init.normal_(network.leave.bias, std=100)
+    z = torch.zeros(1, SMALL.hyperlatents, 1, 1)
+    expected = network(z, torch.tensor([3.5]))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(z, torch.tensor([3.5]))[0]
+    assert expected.abs().max() > 64
+    assert (found - expected).abs().max() < 0.01
 
 
 def test_samples_of_several_qualities_go_through_together() -> None:

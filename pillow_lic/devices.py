@@ -102,7 +102,7 @@ def choose_device(name: str | None, pixels: int) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', not {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and (torch.cuda._is_in_bad_fork() or (device.index or 0) >= torch.cuda.device_count()):
         if by_call:
             raise ValueError(_missing(name))
         tell_once(f"{_missing(name)}; working on the CPU")
@@ -123,6 +123,8 @@ def _missing(name: str) -> str:
     """What to say of a GPU that is not there."""
     if torch.version.cuda is None:
         advice = f"torch {torch.__version__} is built without CUDA, install a build with it (https://pytorch.org)"
+    elif torch.cuda._is_in_bad_fork():
+        advice = "a forked process cannot use the GPU of its parent; spawn workers instead"
     else:
         advice = f"torch sees {torch.cuda.device_count()} GPUs, check the driver with nvidia-smi"
     return f"device {name!r} does not exist here: {advice}"

@@ -59,13 +59,13 @@ class EncoderOptions:
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse".  Or "ssim": the search
-               (an effort of 1 at least) weighs errors by how much SSIM loses by them, with any model of ours
+               weighs errors by how much SSIM loses by them, with any model of ours; effort is 1 then if not given
     model      name of an installed model, or the path of a .safetensors file, instead of tune "mse" or "ms-ssim"
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
                enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
     threads    CPU threads to work with, at least 1; None: as many as torch is set to
     tile       side in pixels of independently coded tiles, a multiple of 64 from 64 to 2048, or
-               0 for one tile; None: 512 above one megapixel
+               0 for one tile, up to about 4 megapixels; None: 512 above one megapixel
 
     Raises ``TypeError`` for values of the wrong kind and ``ValueError`` for those out of range.
     """

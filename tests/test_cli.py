@@ -8,6 +8,7 @@ import pytest
 from conftest import IMAGES, psnr
 from PIL import ExifTags, Image
 
+from pillow_lic import extras
 from pillow_lic.cli import main
 
 
@@ -96,6 +97,24 @@ def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"{target}: truncated" in captured.err
     assert f"{source} is not a LIC file" in captured.err
     assert captured.out.startswith(str(tmp_path / "whole.lic"))
+
+
+def test_a_missing_package_names_its_extra(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = extras.find_spec
+    missing = {"matplotlib", "bjontegaard", "distributed"}
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name in missing else found(name))
+    recipe = str(Path(__file__).parent.parent / "recipes" / "fine-tune.toml")
+    folders = [str(source.parent), str(tmp_path / "out") + "/"]
+    train = [recipe, "--data", folders[0], "--validation", folders[0], "--run", folders[1]]
+    for extra, names, argv in (
+        ("bench", "bjontegaard and matplotlib", ["bench", folders[0]]),
+        ("train", "bjontegaard", ["train", *train, "--output", str(tmp_path / "x.safetensors")]),
+        ("dask", "distributed", ["convert", *folders, "--engine", "dask", "--scheduler", "tcp://127.0.0.1:1"]),
+    ):
+        assert main(argv) == 1
+        assert f'{names} missing: pip install "pillow-lic[{extra}]"' in capsys.readouterr().err
 
 
 def test_usage_errors_exit_with_two() -> None:

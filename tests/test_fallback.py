@@ -63,6 +63,18 @@ def test_a_gpu_that_a_call_asks_for_must_be_there(small: Image.Image) -> None:
         codec.transcode(coded(small), "none", device="cuda")
 
 
+def test_forked_workers_leave_their_parents_gpu_alone(monkeypatch: pytest.MonkeyPatch, small: Image.Image) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    expected = coded(small, device="cpu")
+    pillow_lic.set_defaults(device="cuda")
+    with pytest.warns(UserWarning, match="a forked process cannot use the GPU of its parent.*; working on the CPU"):
+        assert coded(small) == expected
+    with pytest.raises(ValueError, match="spawn workers instead"):
+        coded(small, device="cuda:0")
+
+
 def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, small: Image.Image) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.version, "cuda", "13.0")

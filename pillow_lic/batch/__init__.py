@@ -57,7 +57,8 @@ def convert(
     psnr             measure each picture's PSNR (.lic files are decoded for it)
     on_result        called after each file with its result and the number of files there are to convert
 
-    Raises ``ValueError`` for settings that make no sense and ``OSError`` for places that cannot be read or written.
+    Raises ``ValueError`` for settings that make no sense, ``OSError`` for places that cannot be read or written and
+    ``ImportError`` where a place or the cluster needs a package of the extras ``remote`` or ``dask``.
     """
     started = time.perf_counter()
     suffix = suffix_of(to, read_back=psnr)

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 
 from pillow_lic.batch.plan import Settings, Task
 from pillow_lic.batch.worker import Result, convert_all, failed
+from pillow_lic.extras import need
 
 MOST = 61 if sys.platform == "win32" else 1024
 """Worker processes of one machine; Windows cannot wait for more."""
@@ -132,6 +133,7 @@ def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Gen
     Every thread of a worker converts one file at a time on one core.  What a worker had in work when it died
     goes to another, which converts what is not done yet; if it kills that one too, its files are tried one at a time.
     """
+    need("dask", "distributed")
     from distributed import Client, as_completed
 
     settings = replace(settings, threads=1, again=True)

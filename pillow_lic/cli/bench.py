@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pillow_lic
 from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, positive
+from pillow_lic.extras import need
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
 COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities")
@@ -48,6 +49,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
+    need("bench", "bjontegaard", "matplotlib")  # not after hours of work
     if args.throughput or args.profile or args.cold_start or args.scaling:
         given = [name for name, value in args.unsaid.items() if getattr(args, name) != value]
         if given:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from pillow_lic import codec, container
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.devices import WORTH_CUDA, choose_device
+from pillow_lic.extras import need
 from pillow_lic.header import Header
 from pillow_lic.models.context.schedule import HYPER, VOLUME
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
@@ -80,8 +81,7 @@ def train(
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} to write {output.name} into")
     if validation is not None:
-        import bjontegaard  # noqa: F401  (better now than after hours of training)
-
+        need("train", "bjontegaard")  # not after hours of work
         validate.validation_images(validation)
     device = distributed.device_of(device)
     choose_device(device, WORTH_CUDA)  # a clear error if it is not there

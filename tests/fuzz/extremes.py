@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fuzz.seeds import MODEL
+from fuzz.seeds import MODEL, OTHERS
 from pillow_lic import container
 from pillow_lic.codec.tiles import to_bytes
 from pillow_lic.container import MAX_SCANS, Frame
@@ -29,7 +29,7 @@ SIDES = (18, 18, 18, 34, 34, 100)
 
 def extreme_file(rng: Random) -> bytes:
     """A whole file, right in every respect but its content.  Raises ``ValueError`` for symbols that cannot be coded."""
-    model = load_model(MODEL)
+    model = load_model(rng.choice((MODEL, *OTHERS.values())))
     frames = rng.choice((1, 1, 1, 2))
     width, height = (rng.randrange(1, rng.choice(SIDES)) for _ in "wh")
     header = Header(

@@ -15,6 +15,8 @@ from pillow_lic.models.loading import load_model
 HERE = Path(__file__).resolve().parent
 GOLDEN = HERE.parent / "golden"
 MODEL = str(GOLDEN / "lattice.safetensors")
+OTHERS = {name: str(GOLDEN / f"{name}.safetensors") for name in ("divided", "hyper")}
+"""Models whose context models have interleaved groups of channels, or that have one of z."""
 
 
 def use_golden_models() -> None:
@@ -35,6 +37,9 @@ def seeds() -> dict[str, bytes]:
     everything = {"exif": exif, "xmp": b"<x/>" * 20, "icc_profile": b"icc" * 9, "comment": "so", "dpi": (300, 72)}
     contexts = ("none", *load_model(MODEL).contexts)
     made = {f"{c}-{q}": _save(picture, context=c, quantizer=q) for c in contexts for q in QUANTIZERS}
+    for name, model in OTHERS.items():
+        contexts = ("none", *load_model(model).contexts)
+        made |= {f"{name}-{c}": _save(picture, model=model, context=c, quantizer="h24") for c in contexts}
     return made | {
         "grey": _save(picture.convert("L")),
         "alpha": _save(seen),

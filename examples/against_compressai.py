@@ -47,7 +47,7 @@ def seconds(work: Callable[[], object]) -> float:
 def ours(image: Image.Image, **options: Any) -> tuple[Callable[[], object], Callable[[], CodedTile], int]:
     """Decoding the picture as .lic, decoding its symbols alone, and its size in bytes."""
     out = BytesIO()
-    image.save(out, "LIC", **options)
+    image.save(out, "LIC", tile=0, **options)
     reader = container.Reader(BytesIO(out.getvalue()))
     reader.metadata()
     (frame,) = reader.frames()

@@ -41,7 +41,9 @@ def photographs(arguments: list[str]) -> dict[str, np.ndarray]:
         second = Path(sklearn.__file__).parent / "datasets" / "images"
         paths = [first / "astronaut.png", first / "chelsea.png", first / "coffee.png"]
         paths += [second / "china.jpg", second / "flower.jpg"]
-    return {p.stem: load_rgb(p) for p in paths}
+    stems = [p.stem for p in paths]
+    named = {p.stem if stems.count(p.stem) == 1 else f"{n}-{p.stem}": p for n, p in enumerate(paths, 1)}
+    return {name: load_rgb(path) for name, path in named.items()}
 
 
 def nearest(codec: Codec, image: Image.Image, size: int) -> bytes:
@@ -89,7 +91,7 @@ def main() -> None:
     """Code every photograph at several qualities and print the table."""
     try:
         photos = photographs(sys.argv[1:])
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"demo: {error}")
     OUTPUT.mkdir(exist_ok=True)
     # The first picture loads torch and the weights; that is not what the table is to show.

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import runpy
+import struct
 import sys
+import zlib
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import IMAGES, coded, psnr
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.hyperprior import HyperpriorModel, gaussian_bits
@@ -225,6 +227,31 @@ def test_pictures_of_more_bits_are_not_learned_from_as_white(mode: str, tmp_path
         tmp_path / "deep.tif"
     )
     with pytest.raises(ValueError, match=rf"deep\.tif .* mode is {mode}"):
+        Crops(tmp_path, 64, torch.device("cpu"))
+
+
+def test_colours_of_more_bits_are_not_learned_from_as_black(tmp_path: Path) -> None:
+    rows = b"".join(b"\0" + struct.pack(">H", 4000) * 3 * 80 for _ in range(80))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 80, 80, 16, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with Image.open(tmp_path / "deep.png") as image:
+        assert (image.mode, image.getpixel((0, 0))) == ("RGB", (15, 15, 15))
+    with pytest.raises(ValueError, match=r"deep\.png .* RGB of more bits"):
+        Crops(tmp_path, 64, torch.device("cpu"))
+
+
+def test_damaged_exif_is_no_reason_to_stop(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 80), (200, 9, 9)).save(tmp_path / "a.jpg", exif=b"Exif\0\0nothing of the kind", dpi=(72, 72))
+    with pytest.raises(SyntaxError), Image.open(tmp_path / "a.jpg") as image:
+        ImageOps.exif_transpose(image)
+    assert Crops(tmp_path, 64, torch.device("cpu")).count == 1
+    (tmp_path / "b.png").write_bytes((IMAGES / "coffee.png").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"b\.png is no picture to learn from"):
         Crops(tmp_path, 64, torch.device("cpu"))
 
 
@@ -483,6 +510,7 @@ def test_shipped_recipes_load() -> None:
     assert recipes
     for path in recipes:
         assert load_recipe(path).limited(20).schedule.steps == 20
+    assert RECIPE.limited(20).schedule.steps == RECIPE.schedule.steps == 12
 
 
 @pytest.mark.parametrize(
@@ -494,7 +522,13 @@ def test_shipped_recipes_load() -> None:
         ('name = "x"\n[schedule]\nsteps = 3.5', r"steps in \[schedule\] must be a whole number, not 3.5"),
         ('name = "x"\n[schedule]\nsteps = 3\nhold = "x"', r"hold in \[schedule\] must be a number, not 'x'"),
         ('name = "x"\n[schedule]\nsteps = 3\nminutes = 2', "either minutes or steps"),
+        ('name = "x"\n[schedule]\nsteps = -3\nminutes = 2', "either minutes or steps"),
         ('name = "x"\n[schedule]\nsteps = 3\n[batches]\nsize = 100', "multiple of 64"),
+        (
+            'name = "x"\n[schedule]\nsteps = 3\n[batches]\nsize = 64\n[correlation]\nweight = 1\nwindow = 5',
+            "needs larger crops",
+        ),
+        ('name = "x"\n[schedule]\nsteps = 3\n[contexts.none]', "needs no shape"),
         ('name = "x"\n[schedule]\nsteps = 3\n[model]\nchannels = 10', "channels must be"),
         ('name = "x"\nschedule = 3', "must be a table"),
         ('name = "x"\n[schedule]\nsteps = 3\n[contexts.magic]', "unknown context model 'magic'"),

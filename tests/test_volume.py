@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import coded, pixels_of
+from conftest import IMAGES, coded, pixels_of
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_context import TINY
@@ -22,6 +22,8 @@ from pillow_lic.models.draft import Draft
 from pillow_lic.models.importance import ImportanceMap
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.training.export import write_volume
+from pillow_lic.training.recipe import Recipe, Schedule
+from pillow_lic.training.volume import export_volume
 
 CPU = torch.device("cpu")
 
@@ -152,6 +154,24 @@ def test_what_lies_beside_a_model_may_be_read_by_whoever_may_read_the_model(with
     ImportanceMap(TINY.latents, 8).save(path, model.identity)
     Draft(torch.zeros(48, 8, 3, 3), torch.zeros(48)).save(path, model.identity)
     assert len({found.stat().st_mode for found in tmp_path.iterdir()}) == 1
+
+
+def test_an_export_that_fails_leaves_the_old_one(with_volume: str, tmp_path: Path) -> None:
+    beside = Path(with_volume).with_suffix(".volume")
+    before = beside.read_bytes()
+    recipe = Recipe("v", Schedule(steps=1), TINY, contexts={"volume": ContextShape(width=16)}, rate={"volume": 1.0})
+    weights = {f"contexts.volume.{name}": 2 * value for name, value in volume().state_dict().items()}
+    torch.save({"recipe": recipe.as_dict(), "average": weights}, tmp_path / "weights.pt")
+    with pytest.raises(FileNotFoundError, match="no images"):
+        export_volume(Path(with_volume), tmp_path / "weights.pt", tmp_path)
+    assert beside.read_bytes() == before
+    try:
+        export_volume(Path(with_volume), tmp_path / "weights.pt", IMAGES, images=2)
+        tables = load_file(beside)["tables.frequencies"].clone()
+    finally:
+        beside.write_bytes(before)
+    assert not torch.equal(tables, load_file(beside)["tables.frequencies"])
+    assert sorted(p.suffix for p in beside.parent.iterdir()) == [".safetensors", ".volume"]
 
 
 @pytest.mark.parametrize("suffix", [".volume", ".importance", ".draft"])

@@ -131,8 +131,9 @@ def sources_of(
 
 def readable() -> frozenset[str]:
     """Extensions of the pictures that Pillow opens, without .lic."""
+    extensions = Image.registered_extensions()  # which has Pillow know all its formats, if it did not yet
     opened = (Image.OPEN.keys() | {"MPO"}) - STUBS  # MPO's files begin as JPEG's, whose plugin finds out
-    return frozenset(e for e, form in Image.registered_extensions().items() if form in opened) - {EXTENSION}
+    return frozenset(e for e, form in extensions.items() if form in opened) - {EXTENSION}
 
 
 def make_plan(sources: Sequence[File], target: File, settings: Settings, *, overwrite: bool = False) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from pillow_lic.inputs import has_more_than_8_bits
+from pillow_lic.inputs import DAMAGED, has_more_than_8_bits
 
 SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -25,14 +26,17 @@ def image_files(folder: str | Path) -> list[Path]:
 
 def load_rgb(path: str | Path) -> np.ndarray:
     """An image as (H, W, 3) uint8, upright; ``ValueError`` if it cannot be read or has more than 8 bits a channel,
-    which a conversion would make all white.
+    which a conversion would make all white, or (of colours, whose high bytes Pillow keeps) nearly black.
     """
     try:
         with Image.open(path) as image:
-            if has_more_than_8_bits(image):
-                raise ValueError(f"its mode is {image.mode}, and pictures here have 8 bits a channel")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+            if has_more_than_8_bits(image) or any(";16" in str(tile.args) for tile in image.tile):
+                raise ValueError(f"its mode is {image.mode} of more bits, and pictures here have 8 bits a channel")
+            image.load()
+            with suppress(*DAMAGED):  # EXIF that says nothing of a direction
+                image = ImageOps.exif_transpose(image)
+            return np.asarray(image.convert("RGB"))
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is no picture to learn from: {error}") from error
 
 

@@ -63,7 +63,7 @@ def write_draft(path: Path, data: str | Path) -> None:
     model = load_model(str(path))
     if not isinstance(model, Model):
         raise ValueError(f"{path} holds a family of models, which have no drafts")
-    fit_draft(model, data).save(path, model.identity)
+    fit_draft(model, data).save(model.path, model.identity)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,10 @@ if __name__ == "__main__":
     parser.add_argument("minutes", type=float, nargs="?", default=8.0)
     args = parser.parse_args()
     try:
+        if not args.minutes > 0:
+            raise ValueError(f"minutes must be above 0, not {args.minutes:g}")
         found = train_importance(args.model, args.images, args.minutes)
-        found.save(args.model, load_model(str(args.model)).identity)
+        model = load_model(str(args.model))
+        found.save(model.path, model.identity)
     except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")

@@ -60,7 +60,7 @@ class Loss(nn.Module):
         objective = Objective(
             quantisation=recipe.quantisation if joint else "straight-through",
             progress=progress,
-            lattice=0.0 if recipe.stage == "decoder" else recipe.lattice,
+            lattice=recipe.lattice,
             skip=0 if joint else SKIP,
             distortion=None if recipe.stage == "contexts" else recipe.distortion,
             contexts=tuple(recipe.rate),

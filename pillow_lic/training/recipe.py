@@ -13,7 +13,7 @@ from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import HYPER, VOLUME, ContextShape, channels_of, units_of
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import HyperpriorModel
-from pillow_lic.models.transforms import Architecture
+from pillow_lic.models.transforms import LATENT_STRIDE, Architecture
 from pillow_lic.training.correlation import mask_of
 from pillow_lic.training.surrogates import QUANTISATIONS
 
@@ -40,7 +40,7 @@ class Schedule:
     final: float = 0.02
 
     def __post_init__(self) -> None:
-        if (self.minutes > 0) == (self.steps > 0):
+        if min(self.minutes, self.steps) < 0 or (self.minutes > 0) == (self.steps > 0):
             raise ValueError("a schedule needs either minutes or steps, above 0")
         if not 0 <= self.hold < 1 or not 0 <= self.final <= 1:
             raise ValueError("hold must lie in 0...1 (below 1) and final in 0...1")
@@ -106,8 +106,7 @@ class Recipe:
     frozen).  ``contexts`` are the model's context models, "hyper" being that of z, which learns with any
     other; ``rate`` says how much each of the others counts in the loss, "none" being the hyperprior
     alone.  ``distortion`` is "mse", "ms-ssim" or "ssim-weighted", ``quantisation`` what stands for
-    rounding in the joint stage.  There and where contexts learn the share ``lattice`` of the samples has
-    the errors of Barnes-Wall 16.
+    rounding in the joint stage.  The share ``lattice`` of the samples has the default lattice's errors.
     """
 
     name: str
@@ -138,7 +137,11 @@ class Recipe:
             raise ValueError(f"seed must be a whole number and ema 0 to 1, not {self.seed!r} and {self.ema!r}")
         if not isinstance(self.rate, dict) or not self.rate:
             raise ValueError("[rate] must name at least one way of coding: without a rate, files may grow at will")
+        if self.correlation.weight and self.correlation.window > self.batches.size // LATENT_STRIDE:
+            raise ValueError(f"a correlation window of {self.correlation.window} needs larger crops")
         for name, shape in self.contexts.items():
+            if name == "none":
+                raise ValueError("[contexts] names 'none', which is no context model: it needs no shape")
             if name != VOLUME:
                 units_of(name, channels_of(name, self.model)[0], shape)
         for name, share in self.rate.items():
@@ -166,7 +169,8 @@ class Recipe:
 
     def limited(self, max_steps: int) -> Recipe:
         """The same recipe for a dry run of at most ``max_steps`` steps."""
-        return replace(self, schedule=replace(self.schedule, minutes=0.0, steps=max_steps))
+        steps = min(max_steps, self.schedule.steps or max_steps)
+        return replace(self, schedule=replace(self.schedule, minutes=0.0, steps=steps))
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -132,7 +132,9 @@ def _run_stage(
     if trainer.step > before or not weights.exists():  # as they were, byte for byte, for what is made from them
         trainer.save_weights(weights)
     if trainer.step == before:
-        _say(f"the run in {folder} is over: nothing was trained; remove it, or choose another folder with --run")
+        _say(
+            f"the run in {folder} is over: nothing is trained, its model is made again; --run names a new one's folder"
+        )
     if not finished:
         _say(f"stopped at step {trainer.step}; the same command goes on from {checkpoint}")
     return trainer, finished
@@ -200,9 +202,11 @@ def seen_symbols(path: Path, data: str | Path, count: int) -> Iterator[tuple[Any
         yield tile.z.ravel(), tile.z_index.ravel()
 
 
-def seen_passes(path: Path, context: str, quantizer: str, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
+def seen_passes(
+    coder: Path | Model, context: str, quantizer: str, data: str | Path, count: int
+) -> Iterator[tuple[Any, Any]]:
     """(values, tables) that a context model codes of training images, skipping what files will skip."""
-    model = _trained(path)
+    model = coder if isinstance(coder, Model) else _trained(coder)
     network = model.context(context, torch.device("cpu"))
     for tile, code in _seen_tiles(model, data, count, quantizer):
         symbols, known = tile.y, given(model, tile, code)

@@ -46,7 +46,10 @@ def validation_images(folder: str | Path, limit: int | None = None) -> list[Pixe
 
 @torch.no_grad()
 def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels], context: str = "none") -> Curve:
-    """(bpp by ideal code length, PSNR of rounded pixels) at the eight stops, means over images."""
+    """(bpp by ideal code length, PSNR) at the eight stops, means over images.
+
+    Pixels are neither rounded nor cut at black and white: at 44 dB files have 0.1 dB less.
+    """
     model.eval()
     device = next(model.parameters()).device
     curve = []

@@ -7,6 +7,8 @@ python -m pillow_lic.training.volume MODEL.safetensors RUN/weights.pt IMAGES
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,13 +39,17 @@ def export_volume(model: Path, weights: Path, data: str | Path, images: int = IM
     context = VolumeContext(recipe.contexts[VOLUME], recipe.model)
     prefix = f"contexts.{VOLUME}."
     context.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
-    write_volume(context, owner)
-    # Its networks with Gaussian tables tell which symbols the real tables will meet.
-    owner.contexts[VOLUME] = WHOLE
-    tables = []
-    for quantizer in ("scalar", DEFAULT_LATTICE):
-        tables.append(make_context_tables(count_values(seen_passes(model, VOLUME, quantizer, data, images))))
-    write_volume(context, replace(owner, _made={}), *tables)
+    # Its networks with Gaussian tables tell which symbols the real tables will meet: beside a copy of the model, whose
+    # own file stays as it is until the new one is whole.
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(shutil.copy(owner.path, folder))
+        tried = replace(owner, path=trial, contexts={**owner.contexts, VOLUME: WHOLE}, _made={})
+        write_volume(context, tried)
+        tables = [
+            make_context_tables(count_values(seen_passes(tried, VOLUME, quantizer, data, images)))
+            for quantizer in ("scalar", DEFAULT_LATTICE)
+        ]
+    write_volume(context, owner, *tables)
 
 
 if __name__ == "__main__":
@@ -52,4 +58,7 @@ if __name__ == "__main__":
     parser.add_argument("weights", type=Path)
     parser.add_argument("images")
     args = parser.parse_args()
-    export_volume(args.model, args.weights, args.images)
+    try:
+        export_volume(args.model, args.weights, args.images)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")

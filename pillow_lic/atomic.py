@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from uuid import uuid4
 
 PARTIAL = ".partial"
@@ -14,8 +15,9 @@ def write(path: str, data: bytes, scratch: str | None = None) -> None:
     """Make or replace a local file by way of a partial one in the folder ``scratch``, or beside it.
 
     Its owner and who may read it stay, and a link stays one.  What is no ordinary file (a pipe, a device) is written to
-    as it is, and so is a file that may be written to and not be replaced: in a folder that nothing new can be made in,
-    or while another program has it open where the system minds.
+    as it is.  So is a file that may be written to and not be replaced (in a folder that nothing new can be made in, or
+    while another program has it open where the system minds), or not under its owner's name, unless there is a folder
+    for partial files: who names one wants files whole or not at all.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         return _fill(path, data)
@@ -25,12 +27,15 @@ def write(path: str, data: bytes, scratch: str | None = None) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
     partial = os.path.join(scratch or os.path.dirname(path), f".{uuid4().hex}{PARTIAL}")
     try:
-        _make(partial, data, old)
+        _make(partial, data, old, keep_owner=scratch is None)
         os.replace(partial, path)
     except OSError as error:
-        if scratch is not None and error.errno == errno.EXDEV:  # the folder is a link to another filesystem
-            write(path, data)
-        elif old is not None and isinstance(error, PermissionError):
+        if error.errno == errno.EXDEV and scratch not in (
+            None,
+            os.path.dirname(path),
+        ):  # the folder is a link to another filesystem
+            write(path, data, os.path.dirname(path))
+        elif old is not None and isinstance(error, PermissionError) and scratch is None:
             _fill(path, data)
         else:
             error.filename, error.filename2 = path, None
@@ -40,8 +45,8 @@ def write(path: str, data: bytes, scratch: str | None = None) -> None:
             os.remove(partial)
 
 
-def _make(path: str, data: bytes, old: os.stat_result | None) -> None:
-    """A new file on the disk, with the owner and mode of an old one if there is one."""
+def _make(path: str, data: bytes, old: os.stat_result | None, *, keep_owner: bool) -> None:
+    """A new file on the disk, with an old one's mode, and its owner: as a must, or if it may be."""
     # Nobody else reads what takes a private file's place.
     mode = 0o666 if old is None else 0o600
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -54,7 +59,8 @@ def _make(path: str, data: bytes, old: os.stat_result | None) -> None:
     if hasattr(os, "chown"):
         new = os.stat(path)
         if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
-            os.chown(path, old.st_uid, old.st_gid)
+            with suppress(*() if keep_owner else (PermissionError,)):
+                os.chown(path, old.st_uid, old.st_gid)
     os.chmod(path, stat.S_IMODE(old.st_mode))
 
 

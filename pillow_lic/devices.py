@@ -176,7 +176,9 @@ def block_dtype(device: torch.device) -> torch.dtype:
             raise ValueError(f"PILLOW_LIC_PRECISION must be 'float32' or 'bfloat16', not {wanted!r}")
         return torch.float32 if wanted == "float32" else torch.bfloat16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     native = known.get("avx512_bf16") or known.get("amx_bf16")
     return torch.bfloat16 if native else torch.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from io import BytesIO
@@ -19,6 +20,9 @@ from pillow_lic.devices import WORTH_CUDA, choose_device
 from pillow_lic.header import Header
 from pillow_lic.options import options_from
 from pillow_lic.pixels import Pixels
+
+AHEAD = 32
+"""Pictures that may be on their way from a GPU to the host, in memory that the system cannot move."""
 
 Source = bytes | str | os.PathLike[str] | IO[bytes]
 
@@ -51,18 +55,23 @@ def decode_batch(
     those of single pictures; on the CPU a few may where tiles are small.  Raises what ``Image.open`` and ``load`` do.
     """
     infos: list[dict[Any, Any]] = []
-    found, devices = [], set()
+    images: list[Image.Image] = []
+    coming: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def finish(most: int) -> None:
+        """Make images until no more than ``most`` are on their way from a device."""
+        while len(coming) > most:
+            pixels, copied = coming.popleft()
+            if copied is not None:
+                copied.synchronize()
+            image = Image.fromarray(_interleaved(pixels, always_copy=copied is not None))
+            image.readonly, image.info = 0, infos[len(images)]  # nobody else has the array
+            images.append(image)
+
     for pixels in codec.decode_many(_frames(files, infos), device, workers):
-        found.append(_to_host(pixels))
-        devices.add(pixels.device)
-    for used in devices:
-        if used.type == "cuda":
-            torch.cuda.synchronize(used)
-    images = []
-    for pixels, info in zip(found, infos, strict=True):
-        image = Image.fromarray(_interleaved(pixels))
-        image.readonly, image.info = 0, info  # nobody else has the array
-        images.append(image)
+        coming.append(_to_host(pixels))
+        finish(AHEAD if pixels.is_cuda else 0)
+    finish(0)
     return images
 
 
@@ -104,15 +113,19 @@ def _pixels_of(image: Any) -> tuple[Pixels, dict[str, bytes]]:
     return np.asarray(image), {}
 
 
-def _interleaved(pixels: Tensor) -> Pixels:
+def _interleaved(pixels: Tensor, *, always_copy: bool = False) -> Pixels:
     """(C, H, W) as (H, W) or (H, W, C); by NumPy, which a forked child does not wait for."""
     array = pixels.numpy().transpose(1, 2, 0)
-    return np.ascontiguousarray(array[:, :, 0] if len(pixels) == 1 else array)
+    array = array[:, :, 0] if len(pixels) == 1 else array
+    return array.copy("C") if always_copy else np.ascontiguousarray(array)
 
 
-def _to_host(pixels: Tensor) -> Tensor:
-    """A copy in pinned memory, complete when the device is; a tensor on the host is returned as it is."""
+def _to_host(pixels: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy in pinned memory, complete after the event; a tensor on the host is returned as it is."""
     if not pixels.is_cuda:
-        return pixels
+        return pixels, None
     host = torch.empty(pixels.shape, dtype=pixels.dtype, device="cpu", pin_memory=True)
-    return host.copy_(pixels, non_blocking=True)
+    host.copy_(pixels, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record(torch.cuda.current_stream(pixels.device))
+    return host, copied

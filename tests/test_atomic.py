@@ -82,9 +82,22 @@ def test_another_owners_file_stays_theirs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "chown", refused, raising=False)
     before = path.stat().st_ino
     atomic.write(str(path), b"new")
-    monkeypatch.undo()
     assert path.read_bytes() == b"new"
     assert path.stat().st_ino == before  # written to, not replaced
+    atomic.write(str(path), b"newer", str(tmp_path))  # whole or not at all
+    assert path.read_bytes() == b"newer"
+    assert path.stat().st_ino != before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.lic"]
+
+
+def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.lic"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(PermissionError) as caught:
+        atomic.write(str(path), b"new", str(tmp_path))
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.lic"]
 
 

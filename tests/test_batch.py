@@ -3,17 +3,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
+import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from conftest import coded, load
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+import pillow_lic
 from pillow_lic import EncoderOptions
-from pillow_lic.batch import Summary, convert, plan
-from pillow_lic.batch.files import changed, locate, write
+from pillow_lic.batch import Summary, convert, engines, plan
+from pillow_lic.batch.files import File, changed, locate, read, write
 from pillow_lic.batch.plan import RECORD
 from pillow_lic.batch.worker import convert_all
 from pillow_lic.cli import main
@@ -438,6 +444,81 @@ def test_what_pillow_opens_is_taken() -> None:
     assert not {".lic", ".wmf", ".mpg"} & found
 
 
-def test_archives_without_dates() -> None:
+def test_times_as_filesystems_tell_them() -> None:
     assert changed({"date_time": (1980, 0, 0, 0, 0, 0)}) is None
     assert changed({"date_time": (1980, 1, 1, 0, 0, 0)}) is not None
+    assert changed({"date_time": (1980, 1, 1, 0, 0, 60)}) is None
+    assert changed({"mtime": "yesterday", "created": 7}) == 7
+    assert changed({"modify": "20260102030405"}) == datetime(2026, 1, 2, 3, 4, 5).timestamp()
+    assert changed({"modificationTime": 1_700_000_000_500}) == 1_700_000_000.5
+
+
+class Stubborn(MemoryFileSystem):
+    """A filesystem whose renaming replaces nothing, and says so or not."""
+
+    protocol = "stubborn"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    silent = True
+
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        if not self.exists(path2):
+            super().mv(path1, path2)
+        elif not self.silent:
+            raise FileExistsError(path2)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_renaming_that_replaces_nothing(silent: bool) -> None:
+    fs = Stubborn()
+    fs.silent = silent
+    target, scratch = File(fs, "/out/a.lic"), File(fs, "/out/.lic-convert")
+    for data in (b"one", b"two"):
+        write(target, data, scratch)
+        assert fs.cat_file("/out/a.lic") == data
+        assert fs.find("/out") == ["/out/a.lic"]
+
+
+def test_an_archive_is_opened_once_in_a_process(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("one", b"1")
+        archive.writestr("two", b"2")
+    folder = locate(f"zip://::{tmp_path / 'a.zip'}")
+    one, two = (pickle.loads(pickle.dumps(folder.below(name))) for name in ("one", "two"))
+    assert (read(one), read(two)) == (b"1", b"2")
+    assert one.fs is two.fs
+
+
+def test_options_that_say_no_more_than_the_defaults_change_nothing(photos: Path) -> None:
+    """A later version's new option must not have everything converted again."""
+
+    def origin(**given: Any) -> plan.Origin:
+        settings = plan.Settings(".lic", EncoderOptions(**given), locate(photos))
+        return plan._origin(locate(photos / "a.png"), {"size": 1, "mtime": 2.0}, settings)
+
+    assert origin().settings == plan._hash([".lic", {}]) == origin(quality=4).settings
+    assert origin(quality=5).settings == plan._hash([".lic", {"quality": 5.0}]) != origin().settings
+
+
+def test_cores_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "QUOTA", tmp_path / "cpu.max")
+    everything = engines.cores()
+    for said, found in (("max 100000", everything), ("50000 100000", 1), ("9999900000 100000", everything)):
+        (tmp_path / "cpu.max").write_text(said)
+        assert engines.cores() == found
+
+
+def test_processes_that_never_begin(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "begin", partial(os._exit, 3))
+    with pytest.raises(OSError, match="worker processes die before they begin"):
+        convert([photos], tmp_path / "out", jobs=2, keep_going=True)
+    assert files(tmp_path / "out") == {}
+
+
+def test_a_default_device_is_one_in_worker_processes(photos: Path, tmp_path: Path) -> None:
+    before = pillow_lic.options.defaults
+    pillow_lic.set_defaults(device="cuda:99")
+    try:
+        assert counts(convert([photos], tmp_path / "out", jobs=2)) == (3, 0, 0)
+    finally:
+        pillow_lic.options.defaults = before

@@ -11,13 +11,25 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pillow_lic import options
 from pillow_lic.batch.plan import Settings, Task
-from pillow_lic.batch.worker import Result, convert_all, failed
+from pillow_lic.batch.worker import Result, begin, convert_all, failed
 from pillow_lic.extras import need
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux says how much processor time a container has: microseconds of a period, and the period."""
+
+STARTS = 3
+"""How often in a row worker processes may die before they have begun anything."""
 
 MOST = 61 if sys.platform == "win32" else 1024
 """Worker processes of one machine; Windows cannot wait for more."""
@@ -28,7 +40,11 @@ PARTITION = 8
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        quota, period = map(int, QUOTA.read_text().split())
+        found = min(found, -(-quota // period))
+    return max(1, found)
 
 
 def share(jobs: int) -> int | None:
@@ -56,28 +72,44 @@ def in_processes(tasks: Sequence[Task], settings: Settings, jobs: int) -> Genera
     """In so many processes of this machine.
 
     A process that dies (out of memory, killed) takes no other file with it: all that were in work are tried
-    again, one at a time, and the one that kills its process once more has failed.
+    again, one at a time, and the one that kills its process once more has failed.  Raises ``OSError`` if processes die
+    before they begin.
     """
     waiting = deque(tasks)
     while waiting:
-        suspects = deque((yield from _pool(waiting, settings, jobs, ahead=2)))
+        suspects, begun = yield from _pool(waiting, settings, jobs, ahead=2)
+        strikes = 0 if begun else 1
         while suspects:
-            for task in (yield from _pool(suspects, replace(settings, again=True), 1, ahead=1)):
+            dead, begun = yield from _pool(suspects, replace(settings, again=True), 1, ahead=1)
+            strikes = 0 if begun else strikes + 1
+            if strikes == STARTS:
+                raise OSError("worker processes die before they begin: is there enough memory for torch?")
+            while dead and begun:
+                task = dead.popleft()
                 yield failed(task.source, task.target, "the process converting it died; is there enough memory?")
+            suspects.extendleft(dead)
 
 
-def _pool(waiting: deque[Task], settings: Settings, jobs: int, ahead: int) -> Generator[Result, None, list[Task]]:
-    """Convert what is waiting, ``ahead`` files a process handed out; those out when a process died are returned."""
+def _pool(
+    waiting: deque[Task], settings: Settings, jobs: int, ahead: int
+) -> Generator[Result, None, tuple[deque[Task], bool]]:
+    """Convert what is waiting, ``ahead`` files a process handed out.
+
+    Those that were out when a process died are returned, and whether any process had begun to work.
+    """
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)
     running: dict[Future[list[Result]], Task] = {}
-    executor = ProcessPoolExecutor(jobs, context, _start, (lifeline, settings.threads or 1))
+    start = lifeline, settings.threads or 1, options.defaults.device
+    executor = ProcessPoolExecutor(jobs, context, _start, start)
+    begun: Future[None] | None = None
     try:
         while waiting or running:
             broken = False
             try:
                 with _uninterrupted():
+                    begun = begun or executor.submit(begin)
                     while waiting and len(running) < ahead * jobs:
                         running[executor.submit(convert_all, [waiting[0]], settings)] = waiting[0]
                         waiting.popleft()
@@ -92,9 +124,9 @@ def _pool(waiting: deque[Task], settings: Settings, jobs: int, ahead: int) -> Ge
                     yield from future.result()
             if broken:
                 wait(running)
-                return list(running.values())
+                return deque(running.values()), begun is not None and begun.exception() is None
         executor.shutdown()
-        return []
+        return deque(), True
     finally:
         # Ends the processes at once if there are any left; what they had in work is as if never begun.
         held.close()
@@ -115,8 +147,11 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(lifeline: Connection, threads: int) -> None:
-    """Prepare a worker process, which ends when whoever holds the other end of the lifeline does."""
+def _start(lifeline: Connection, threads: int, device: str | None) -> None:
+    """Prepare a worker process, which ends when whoever holds the other end of the lifeline does.
+
+    ``device`` is a default there, too: one that is missing leaves the work to the CPU.
+    """
 
     def watch() -> None:
         lifeline.poll(None)
@@ -125,6 +160,7 @@ def _start(lifeline: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     threading.Thread(target=watch, daemon=True).start()
+    options.set_defaults(device=device)
 
 
 def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Generator[Result, None, None]:
@@ -134,7 +170,7 @@ def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Gen
     goes to another, which converts what is not done yet; if it kills that one too, its files are tried one at a time.
     """
     need("dask", "distributed")
-    from distributed import Client, as_completed
+    from distributed import Client, KilledWorker, as_completed
 
     settings = replace(settings, threads=1, again=True)
     suspects: deque[Task] = deque()
@@ -150,19 +186,26 @@ def on_cluster(tasks: Sequence[Task], settings: Settings, scheduler: str) -> Gen
                 parts[future.key] = part
                 pending.add(future)
 
-        submit(2 * max(1, sum(client.nthreads().values())))
+        submit(_wanted(client))
         for future in pending:
             if future.cancelled():
                 raise OSError(f"the Dask scheduler {scheduler} is gone")
             part, error = parts.pop(future.key), future.exception()
             if error is None:
                 yield from future.result()
-            elif alone:
-                yield failed(part[0].source, part[0].target, error)
+            elif alone or not isinstance(error, KilledWorker):
+                for task in part:
+                    yield failed(task.source, task.target, error)
             else:
                 suspects += part  # whatever else the worker had in hand is not to blame
-            submit(1)
+            submit(_wanted(client) - len(parts))  # workers come and go
             if not parts and suspects:
                 alone = True
                 waiting.append([suspects.popleft()])
                 submit(1)
+
+
+def _wanted(client: Client) -> int:
+    """How many partitions a cluster has in hand: one in work and one waiting for each thread."""
+    threads: int = sum(client.nthreads().values())
+    return 2 * max(1, threads)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -22,7 +25,10 @@ WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "az", "oci", "memory"})
 """Protocols of stores where an object appears when all of it is there: no partial file, no rename."""
 
 _HASHES = ("ETag", "etag", "md5Hash", "CRC")
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "date_time")
+_TIMES = (
+    "mtime", "LastModified", "last_modified", "updated", "modified", "modificationTime", "modify", "created",
+    "date_time",
+)  # fmt: skip
 
 Info = Mapping[str, Any]
 """What a filesystem tells about a file; every kind has names of its own for times and hashes."""
@@ -33,6 +39,9 @@ class File(NamedTuple):
 
     fs: AbstractFileSystem
     path: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (pickle.dumps(self.fs), self.path)
 
     def __str__(self) -> str:
         return self.path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(self.path))
@@ -73,6 +82,17 @@ class File(NamedTuple):
     def name(self) -> str:
         """Its own name, without where it lies."""
         return PurePosixPath(self.path).name
+
+
+def _unpickled(filesystem: bytes, path: str) -> File:
+    return File(_filesystem(filesystem, threading.get_ident()), path)
+
+
+@lru_cache(maxsize=64)
+def _filesystem(pickled: bytes, _thread: int) -> AbstractFileSystem:
+    """A filesystem that another process has named, once in each thread: an archive's is made by reading it through."""
+    found: AbstractFileSystem = pickle.loads(pickled)
+    return found
 
 
 @contextmanager
@@ -174,11 +194,25 @@ def write(file: File, data: bytes, scratch: File) -> None:
     partial = scratch.below(f".{uuid4().hex}{PARTIAL}").path
     try:
         fs.pipe_file(partial, data)
-        fs.mv(partial, path)
+        _rename(fs, partial, path)
     except BaseException:
         if fs.exists(partial):
             fs.rm_file(partial)
         raise
+
+
+def _rename(fs: AbstractFileSystem, partial: str, path: str) -> None:
+    """Give a file another's name, also where renaming replaces nothing: some filesystems say so, some say nothing."""
+    try:
+        fs.mv(partial, path)
+    except OSError:
+        if not fs.exists(path):
+            raise
+    if fs.exists(partial):
+        fs.rm_file(path)
+        fs.mv(partial, path)
+        if fs.exists(partial):
+            raise OSError(f"{path} cannot be replaced")
 
 
 def version(info: Info) -> str:
@@ -190,13 +224,16 @@ def version(info: Info) -> str:
 def changed(info: Info) -> float | None:
     """When a file was made or last changed, in seconds of the epoch; None if its filesystem does not say."""
     for name in _TIMES:
-        match info.get(name):
-            case datetime() as moment:
-                return moment.timestamp()
-            case tuple() as moment if all(moment[1:3]):  # archives may have a month 0 for none
-                return datetime(*moment).timestamp()
-            case str() as moment:
-                return datetime.fromisoformat(moment).timestamp()
-            case float() | int() as moment:
-                return float(moment)
+        with suppress(ValueError):  # archives may have a month 0 for none, or a second 60
+            match info.get(name):
+                case datetime() as moment:
+                    return moment.timestamp()
+                case tuple() as moment:
+                    return datetime(*moment).timestamp()
+                case str() as moment if moment[:14].isdigit():  # FTP's
+                    return datetime.strptime(moment[:14], "%Y%m%d%H%M%S").timestamp()
+                case str() as moment:
+                    return datetime.fromisoformat(moment).timestamp()
+                case float() | int() as moment:
+                    return moment / 1000 if name == "modificationTime" else float(moment)  # HDFS counts milliseconds
     return None

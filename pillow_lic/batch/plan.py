@@ -256,7 +256,11 @@ def _is_done(entry: Entry | None, origin: Origin, shown: str | None, target: Inf
 
 def _origin(source: File, info: Info, settings: Settings) -> Origin:
     # Where and by how many threads a picture is coded is nothing that anybody asks of the result.
-    options = asdict(replace(settings.options, device=None, threads=None)) if settings.suffix == EXTENSION else None
+    options = None
+    if settings.suffix == EXTENSION:  # what says no more than the defaults is left out: later options change nothing
+        given = asdict(replace(settings.options, device=None, threads=None))
+        usual = asdict(EncoderOptions())
+        options = {name: value for name, value in given.items() if value != usual[name]}
     if isinstance(source.fs, LocalFileSystem):
         where: Any = os.path.realpath(source.path)
     else:  # of which there may be several: archives, servers

@@ -33,6 +33,11 @@ class Result:
     error: str | None = None
 
 
+def begin() -> None:
+    """Load what conversions need: a process that cannot do so dies of no file."""
+    import torch  # noqa: F401
+
+
 def convert(task: Task, settings: Settings) -> Result:
     """Read, convert and write one file; raises what Pillow raises."""
     data = read(task.source)

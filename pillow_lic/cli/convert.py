@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import PurePath
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     options = encoder_options(args)
     source, target = locate(args.sources[0]), locate(args.target)
     with reaching():
-        folder = args.target.endswith("/") or target.fs.isdir(target.path)
+        folder = args.target.endswith(("/", os.sep)) or target.fs.isdir(target.path)
         several = folder or len(args.sources) > 1 or source.fs.isdir(source.path)
     if several:
         _convert_folders(args, options)

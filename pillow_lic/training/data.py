@@ -29,8 +29,9 @@ def load_rgb(path: str | Path) -> np.ndarray:
     which a conversion would make all white, or (of colours, whose high bytes Pillow keeps) nearly black.
     """
     try:
-        with Image.open(path) as image:
-            if has_more_than_8_bits(image) or any(";16" in str(tile.args) for tile in image.tile):
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            if has_more_than_8_bits(image) or any(";16" in str(tile.args) for tile in opened.tile):
                 raise ValueError(f"its mode is {image.mode} of more bits, and pictures here have 8 bits a channel")
             image.load()
             with suppress(*DAMAGED):  # EXIF that says nothing of a direction

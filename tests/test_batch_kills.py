@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import kill_batch
 import pytest
@@ -51,7 +52,7 @@ def test_a_file_that_kills_workers_of_a_cluster_fails_alone(tmp_path: Path, monk
 
     def killed_by_one(tasks: list[Task], settings: Settings) -> list[worker.Result]:
         if any(task.source.name == "deadly.png" for task in tasks):
-            raise KilledWorker("convert_all", None, 3)
+            raise KilledWorker("convert_all", SimpleNamespace(address="tcp://dead"), 3)
         return worker.convert_all(tasks, settings)
 
     monkeypatch.setattr("pillow_lic.batch.engines.convert_all", killed_by_one)

@@ -171,7 +171,7 @@ def test_an_export_that_fails_leaves_the_old_one(with_volume: str, tmp_path: Pat
     finally:
         beside.write_bytes(before)
     assert not torch.equal(tables, load_file(beside)["tables.frequencies"])
-    assert sorted(p.suffix for p in beside.parent.iterdir()) == [".safetensors", ".volume"]
+    assert not list(beside.parent.glob(".*"))
 
 
 @pytest.mark.parametrize("suffix", [".volume", ".importance", ".draft"])

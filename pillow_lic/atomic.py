@@ -25,16 +25,14 @@ def write(path: str, data: bytes, scratch: str | None = None) -> None:
     old = os.stat(path) if os.path.exists(path) else None
     if old is not None and not os.access(path, os.W_OK):  # a new file could take the place of one not to be changed
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-    partial = os.path.join(scratch or os.path.dirname(path), f".{uuid4().hex}{PARTIAL}")
+    beside = os.path.dirname(path)
+    partial = os.path.join(scratch or beside, f".{uuid4().hex}{PARTIAL}")
     try:
         _make(partial, data, old, keep_owner=scratch is None)
         os.replace(partial, path)
     except OSError as error:
-        if error.errno == errno.EXDEV and scratch not in (
-            None,
-            os.path.dirname(path),
-        ):  # the folder is a link to another filesystem
-            write(path, data, os.path.dirname(path))
+        if error.errno == errno.EXDEV and scratch not in (None, beside):  # a link to another filesystem
+            write(path, data, beside)
         elif old is not None and isinstance(error, PermissionError) and scratch is None:
             _fill(path, data)
         else:

@@ -75,24 +75,27 @@ def in_processes(tasks: Sequence[Task], settings: Settings, jobs: int) -> Genera
     again, one at a time, and the one that kills its process once more has failed.  Raises ``OSError`` if processes die
     before they begin.
     """
-    waiting = deque(tasks)
-    while waiting:
-        suspects, begun = yield from _pool(waiting, settings, jobs, ahead=2)
-        strikes = 0 if begun else 1
-        while suspects:
-            dead, begun = yield from _pool(suspects, replace(settings, again=True), 1, ahead=1)
-            strikes = 0 if begun else strikes + 1
-            if strikes == STARTS:
-                raise OSError("worker processes die before they begin: is there enough memory for torch?")
-            while dead and begun:
-                task = dead.popleft()
+    waiting, suspects = deque(tasks), deque[Task]()
+    strikes = 0
+    while waiting or suspects:
+        alone = bool(suspects)
+        if alone:
+            left, begun = yield from _pool(suspects, replace(settings, again=True), 1, ahead=1)
+        else:
+            left, begun = yield from _pool(waiting, settings, jobs, ahead=2)
+        strikes = 0 if begun else strikes + 1
+        if strikes == STARTS:
+            raise OSError("worker processes die before they begin: is there enough memory for torch?")
+        if alone and begun:
+            for task in left:
                 yield failed(task.source, task.target, "the process converting it died; is there enough memory?")
-            suspects.extendleft(dead)
+        else:
+            suspects.extendleft(left)
 
 
 def _pool(
     waiting: deque[Task], settings: Settings, jobs: int, ahead: int
-) -> Generator[Result, None, tuple[deque[Task], bool]]:
+) -> Generator[Result, None, tuple[list[Task], bool]]:
     """Convert what is waiting, ``ahead`` files a process handed out.
 
     Those that were out when a process died are returned, and whether any process had begun to work.
@@ -124,9 +127,9 @@ def _pool(
                     yield from future.result()
             if broken:
                 wait(running)
-                return deque(running.values()), begun is not None and begun.exception() is None
+                return list(running.values()), begun is not None and begun.exception() is None
         executor.shutdown()
-        return deque(), True
+        return [], True
     finally:
         # Ends the processes at once if there are any left; what they had in work is as if never begun.
         held.close()

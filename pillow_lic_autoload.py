@@ -5,13 +5,14 @@ Imported when the interpreter starts, so it imports nothing and never raises.
 
 import sys
 
-_AFTER = ("PIL.Image", "imageio.config")
+_AFTER = ("PIL.Image", "PIL.ImageFile", "imageio.config")
 
 
 class _Finder:
     """Waits for Pillow or imageio and lets the ordinary finders load it."""
 
     _asking = False
+    _loading = 0
 
     def find_spec(self, fullname, path, target=None):
         """The ordinary specification, with a loader that registers .lic afterwards."""
@@ -42,11 +43,20 @@ class _Loader:
         return self._loader.create_module(spec)
 
     def exec_module(self, module):
-        """As the module's own loader does; then ``import pillow_lic``, which registers the format."""
+        """As the module's own loader does; then ``import pillow_lic``, which registers the format.
+
+        Not before the outermost one is there: PIL.ImageFile imports PIL.Image when it has nothing of its own yet.
+        """
         module.__loader__ = module.__spec__.loader = self._loader
+        self._finder._loading += 1
+        try:
+            self._loader.exec_module(module)
+        finally:
+            self._finder._loading -= 1
+        if self._finder._loading:
+            return
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
-        self._loader.exec_module(module)
         try:
             import pillow_lic  # noqa: F401
         except Exception:

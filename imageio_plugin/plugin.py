@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import builtins
 import io
-import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,12 +22,17 @@ from pillow_lic import container, options
 from pillow_lic.header import Animation
 from pillow_lic.inputs import DAMAGED, check_pixels, mask_from, metadata_from, shown_metadata, times_of, whole_times
 from pillow_lic.plugin import METADATA, info_of
+from pillow_lic.warning import warn
 
 Pixels = NDArray[np.uint8]
 
 WRITE_EXTRAS = METADATA | {"duration", "loop", "progress", "roi"}
 READ_EXTRAS = frozenset({"model_id", "model_name", "shape", *ExifTags.TAGS.values()})
 """What :meth:`LicPlugin.metadata` tells besides, and whoever writes may pass on."""
+
+
+class NoSuchFrameError(IndexError, ValueError):
+    """A frame that a file does not have: a ``ValueError`` by imageio's v3 API, the other for readers of v2's."""
 
 
 class LicPlugin(PluginV3):
@@ -59,8 +63,8 @@ class LicPlugin(PluginV3):
             except (AttributeError, io.UnsupportedOperation):
                 file = io.BytesIO(file.read())
             self._reader = container.Reader(file, lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
-            self._metadata = self._reader.metadata()
             Image._decompression_bomb_check((self._reader.header.width, self._reader.header.height))
+            self._metadata = self._reader.metadata()
         except SyntaxError:
             raise InitializationError(f"{request.raw_uri!r:.80} is not a LIC file") from None
         except (OSError, Image.DecompressionBombError):
@@ -125,7 +129,7 @@ class LicPlugin(PluginV3):
         if any(check_pixels(f) != check_pixels(first) or f.shape != first.shape for f in frames):
             raise ValueError("all frames of a LIC file must have the same size and mode")
         if (rate := kwargs.pop("fps", None)) is not None:
-            warnings.warn(f"fps is deprecated; use duration={1000 / rate:g} (ms)", DeprecationWarning, stacklevel=2)
+            warn(f"fps is deprecated; use duration={1000 / rate:g} (ms)", DeprecationWarning)
             kwargs["duration"] = 1000 / rate
         if kwargs.get("mode") == check_pixels(first):  # as metadata() tells it
             del kwargs["mode"]
@@ -230,7 +234,7 @@ class LicPlugin(PluginV3):
     def _check_index(self, index: int | EllipsisType | None) -> None:
         frames = self._opened().header.frames
         if not isinstance(index, (int, np.integer, type(None))) or not 0 <= (index or 0) < frames:
-            raise IndexError(f"the LIC file has {frames} frame(s); there is no index {index!r}")
+            raise NoSuchFrameError(f"the LIC file has {frames} frame(s); there is no index {index!r}")
 
     def _frame(self, index: int) -> Pixels:
         from pillow_lic import codec
@@ -267,7 +271,7 @@ def _renamed(old: str, value: Any, new: str, current: Any) -> Any:
     """An argument's value under its old name, with a warning, or else what it has under its new one."""
     if value is None:
         return current
-    warnings.warn(f"{old} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
+    warn(f"{old} is deprecated; use {new}", DeprecationWarning)
     return value
 
 

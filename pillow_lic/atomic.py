@@ -14,10 +14,11 @@ PARTIAL = ".partial"
 def write(path: str, data: bytes, scratch: str | None = None) -> None:
     """Make or replace a local file by way of a partial one in the folder ``scratch``, or beside it.
 
-    Its owner and who may read it stay, and a link stays one.  What is no ordinary file (a pipe, a device) is written to
-    as it is.  So is a file that may be written to and not be replaced (in a folder that nothing new can be made in, or
-    while another program has it open where the system minds), or not under its owner's name, unless there is a folder
-    for partial files: who names one wants files whole or not at all.
+    Its owner and who may read it stay, and a symbolic link stays one; of hard links the others keep the old file. What
+    is no ordinary file (a pipe, a device) is written to as it is. So is a file that may be written to and not be
+    replaced (in a folder that nothing new can be made in, or while another program has it open where the system minds),
+    or not under its owner's name, unless there is a folder for partial files: who names one wants files whole or not at
+    all.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         return _fill(path, data)

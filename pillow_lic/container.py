@@ -131,6 +131,7 @@ class Reader:
         """
         names = {v: k for k, v in METADATA.items()}
         found: dict[str, bytes] = {}
+        named = False
         while True:
             start = self._fp.tell()
             kind, length = self._next()
@@ -142,11 +143,12 @@ class Reader:
             if kind == ANIMATION and self.animation is None and length <= 5 * (self.header.frames + 1):
                 self.animation = Animation.unpack(self._payload(kind, length), self.header.frames)
                 continue
-            repeated = bool(self.header.model_name) if kind == MODEL else names.get(kind) in found
-            if kind in (MODEL, *names) and (repeated or length > MAX_METADATA + 1):
+            repeated = named if kind == MODEL else names.get(kind) in found
+            if kind in (MODEL, *names) and (repeated or length > (MAX_NAME if kind == MODEL else MAX_METADATA + 1)):
                 raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
             try:
-                if kind == MODEL and length <= MAX_NAME:
+                if kind == MODEL:
+                    named = True
                     name = self._payload(kind, length).decode(errors="replace")
                     self.header = replace(self.header, model_name="".join(c if c.isprintable() else "?" for c in name))
                 elif kind in names:

@@ -24,7 +24,7 @@ TILE_UNIT = 64
 
 MAX_TILE = 2048
 MAX_TILE_POSITIONS = (MAX_TILE // 16) ** 2
-"""Latent positions of a tile: what a decoder works on at once, about 300 MB."""
+"""Latent positions of a tile: what a decoder works on at once, in up to 650 MB."""
 
 MAX_POSITION_BYTES = 8192
 """Coded data of a latent position, above what any model can need: 768 latents of 43 bits and 512 hyperlatents."""

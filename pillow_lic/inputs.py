@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from itertools import accumulate, pairwise
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageSequence
@@ -147,6 +147,17 @@ def without_foreign(given: Mapping[str, Any], im: Image.Image, mode: str) -> dic
     return {k: v for k, v in given.items() if k != "icc_profile" or not foreign or own != im.info.get("icc_profile")}
 
 
+def loop_of(im: Image.Image, default: int = 0) -> int:
+    """How often an image says that its frames are played; a PNG's text may have that name, too."""
+    said = im.info.get("loop", default)
+    return int(said) if isinstance(said, Integral) and 0 <= int(said) < 2**32 else default
+
+
+def whole_exif(data: bytes) -> bytes:
+    """EXIF with the six bytes before it that WebP and AVIF files may lack, and JPEG files must not."""
+    return b"Exif\0\0" + data if data[:2] in (b"II", b"MM") else data
+
+
 def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
     """EXIF (bytes or ``Image.Exif``), ICC profile, XMP, comment (bytes or text) and dpi (two numbers) among
     save options, as bytes.
@@ -156,8 +167,8 @@ def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
     from pillow_lic import container
 
     found = {name: options.get(name) for name in container.METADATA}
-    if isinstance(found["exif"], Image.Exif):
-        found["exif"] = found["exif"].tobytes()
+    if isinstance(exif := found["exif"], Image.Exif):
+        found["exif"] = None if _is_empty(exif) else exif.tobytes()
     for name in ("xmp", "comment"):
         if isinstance(text := found[name], str):
             found[name] = text.encode("utf-8")
@@ -172,9 +183,16 @@ def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
         elif value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
             raise TypeError(f"{name} must be bytes, not {type(value).__name__}")
     given = {name: bytes(value) for name, value in found.items() if value}
+    if "exif" in given:
+        given["exif"] = whole_exif(given["exif"])
     for name, data in given.items():
         container.check_length(name, data)
     return given
+
+
+def _is_empty(exif: Image.Exif) -> bool:
+    """Whether there is nothing in it, as in ``getexif()`` of an image without; ``len`` leaves out directories."""
+    return exif.tobytes()[6:] in (b"MM\0*\0\0\0\x08" + bytes(6), b"II*\0\x08\0\0\0" + bytes(6))
 
 
 def shown_metadata(metadata: Mapping[str, bytes]) -> dict[str, Any]:

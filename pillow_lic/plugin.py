@@ -52,8 +52,11 @@ class LicImageFile(ImageFile.ImageFile):
 
         assert self.fp is not None
         reader = container.Reader(self.fp, lenient=ImageFile.LOAD_TRUNCATED_IMAGES)
-        metadata, header = reader.metadata(), reader.header
+        header = reader.header
         self._size = (header.width, header.height)
+        if Image.MAX_IMAGE_PIXELS is not None and header.width * header.height > 2 * Image.MAX_IMAGE_PIXELS:
+            Image._decompression_bomb_check(self._size)  # an error now; a warning is Image.open's
+        metadata, header = reader.metadata(), reader.header
         self._mode = header.mode
         self.n_frames = header.frames
         self.is_animated = header.frames > 1
@@ -332,7 +335,7 @@ def save(im: Image.Image, fp: IO[bytes], filename: str | bytes, save_all: bool =
     from pillow_lic.header import Animation
 
     # loop=None is how callers of GIF's plugin say that they do not mind.
-    loop = info.get("loop", im.info.get("loop")) or 0
+    loop = info.get("loop", inputs.loop_of(im)) or 0
     several = Animation(loop, inputs.whole_times(times)) if len(frames) > 1 else None
     roi = inputs.mask_from(info.get("roi"), im)
     mask = None if roi is None else np.asarray(roi)

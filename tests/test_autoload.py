@@ -43,6 +43,23 @@ def test_a_script_without_an_import(small: Image.Image, tmp_path: Path) -> None:
         python(OPEN, tmp_path, tmp_path / "x.lic")
 
 
+def test_another_module_of_pillow_first(small: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "x.lic").write_bytes(coded(small))
+    autoload.turn_on(tmp_path)
+    first = "from PIL import ImageFile; ImageFile.LOAD_TRUNCATED_IMAGES = True\n"
+    assert python(first + OPEN, tmp_path, tmp_path / "x.lic") == "LIC (60, 50)"
+    read = "import imageio.v3 as iio; print(iio.improps(sys.argv[2]).shape)"
+    assert python(first + read, tmp_path, tmp_path / "x.lic") == "(50, 60, 3)"
+
+
+def test_an_import_that_fails_once(small: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "x.lic").write_bytes(coded(small))
+    autoload.turn_on(tmp_path)
+    fail = "sys.modules['PIL._imaging'] = None\ntry: import PIL.Image\nexcept ImportError: pass\n"
+    fail += "del sys.modules['PIL._imaging']\n"
+    assert python(fail + OPEN, tmp_path, tmp_path / "x.lic") == "LIC (60, 50)"
+
+
 def test_imageio_first(small: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "x.lic").write_bytes(coded(small))
     autoload.turn_on(tmp_path)

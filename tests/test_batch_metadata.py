@@ -100,6 +100,27 @@ def test_metadata_that_no_format_has_room_for(picture: Image.Image, suffix: str,
     assert image.info.get("dpi", (1, 1)) != (-5, 1e300)
 
 
+def test_exif_by_way_of_a_format_without_its_first_bytes(picture: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "x.webp", exif=exif)
+    converted(tmp_path / "x.webp", tmp_path / "x.lic")
+    assert converted(tmp_path / "x.lic", tmp_path / "x.jpg").getexif()[ExifTags.Base.Orientation] == 6
+
+
+def test_metadata_longer_than_a_segment_of_a_jpeg_file(picture: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "a" * 65000
+    longest = {"xmp": b"x" * 65504, "comment": "c" * 65533, "exif": exif}
+    picture.save(tmp_path / "x.lic", **longest)
+    kept = converted(tmp_path / "x.lic", tmp_path / "x.jpg")
+    assert (kept.info["xmp"], kept.info["comment"]) == (longest["xmp"], b"c" * 65533)
+    assert kept.getexif()[ExifTags.Base.Artist] == "a" * 65000
+    exif[ExifTags.Base.Artist] = "a" * 66000
+    picture.save(tmp_path / "y.lic", xmp=b"x" * 65505, comment="\u00f6" * 33000, exif=exif)
+    assert not {"xmp", "comment", "exif"} & converted(tmp_path / "y.lic", tmp_path / "y.jpg").info.keys()
+
+
 def test_xmp_and_comment_go_to_every_format(picture: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "somebody"

@@ -16,11 +16,26 @@ from pillow_lic.signature import accept
 HEADER = Header(300, 200, "RGB", b"modelid8", 700)
 
 
+class Asked(BytesIO):
+    """A file that knows how much was asked of it at a time: a file on a disk makes room for that much."""
+
+    most = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        assert size is not None
+        assert size >= 0
+        self.most = max(self.most, size)
+        return super().read(size)
+
+
 def read(data: bytes) -> tuple[Header, dict[str, bytes], list[Frame]]:
-    fp = BytesIO(data)
-    reader = Reader(fp)
-    metadata = reader.metadata()
-    return reader.header, metadata, list(reader.frames())
+    fp = Asked(data)
+    try:
+        reader = Reader(fp)
+        metadata = reader.metadata()
+        return reader.header, metadata, list(reader.frames())
+    finally:
+        assert fp.most <= len(data) + 2**20
 
 
 headers = st.builds(
@@ -128,8 +143,10 @@ def test_metadata_among_frames_and_of_no_kind_are_refused() -> None:
         read(data[:start] + container._chunk(b"dpix", b"\0abc") + data[start:])
     name = container._chunk(b"modl", b"mine")
     assert read(data[:start] + name + data[start:])[2] == [Frame([b"abcd"])]
-    with pytest.raises(OSError, match="the modl chunk is too long or repeated"):
-        read(data[:start] + name + name + data[start:])
+    nameless, long = (container._chunk(b"modl", b"m" * length) for length in (0, 256))
+    for chunks in (name + name, nameless + name, long):
+        with pytest.raises(OSError, match="the modl chunk is too long or repeated"):
+            read(data[:start] + chunks + data[start:])
     clear = container.write(Header(30, 20, "RGBA", b"modelid8", 700), {}, [Frame([b"abcd"], b"")])
     with pytest.raises(OSError, match="the transparency is empty"):
         read(clear)

@@ -96,8 +96,9 @@ def test_imopen_with_the_plugin(array: np.ndarray, tmp_path: Path) -> None:
         assert file.read().shape == array.shape
         with pytest.raises(OSError, match="opened for reading"):
             file.write(array)
-        with pytest.raises(IndexError, match="no index 1"):
-            file.read(index=1)
+        for kind in (IndexError, ValueError):  # v2's way and v3's
+            with pytest.raises(kind, match="no index 1"):
+                file.read(index=1)
 
 
 def test_a_batch_of_one_is_a_picture(array: np.ndarray) -> None:
@@ -168,8 +169,9 @@ def test_batches_are_told_by_their_shape(array: np.ndarray) -> None:
     assert iio.imwrite("<bytes>", stack[:1], extension=".lic") == iio.imwrite("<bytes>", array, extension=".lic")
     greys = iio.imwrite("<bytes>", stack[..., 0], extension=".lic", duration=None)
     assert iio.improps(greys, index=...).shape == stack[..., 0].shape
-    with pytest.warns(DeprecationWarning, match="duration=50"):
+    with pytest.warns(DeprecationWarning, match="duration=50") as said:
         timed = iio.imwrite("<bytes>", stack, extension=".lic", fps=20)
+    assert said[0].filename == __file__  # Python shows nobody what is deprecated in a library's own lines
     assert iio.immeta(timed, index=..., extension=".lic")["duration"] == (50, 50)
 
 
@@ -186,8 +188,9 @@ def test_exif_tags_and_old_names(array: np.ndarray) -> None:
     about = iio.immeta(data, extension=".lic", exclude_applied=False)
     assert (about["Make"], about["Orientation"]) == ("Maker", 6)
     assert "Orientation" not in iio.immeta(data, extension=".lic")
-    with pytest.warns(DeprecationWarning, match="use mode"):
+    with pytest.warns(DeprecationWarning, match="use mode") as said:
         assert iio.imread(data, extension=".lic", pilmode="L", writeable_output=False).shape == array.shape[:2]
+    assert said[0].filename == __file__
     broken = iio.imwrite("<bytes>", array, extension=".lic", exif=b"no exif")
     assert iio.immeta(broken, extension=".lic")["exif"] == b"no exif"
     assert iio.imread(broken, extension=".lic", rotate=True).shape == array.shape

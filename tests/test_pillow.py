@@ -85,18 +85,20 @@ def test_open_reads_the_header_only(photo: Image.Image, monkeypatch: pytest.Monk
 
 
 def test_many_threads_load_once(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Image.open(BytesIO(coded(photo)))
+    data = coded(photo)
     calls = []
     decode = codec.decode
     monkeypatch.setattr(codec, "decode", lambda *a, **k: calls.append(a) or decode(*a, **k))
     found: list[np.ndarray] = []
-    workers = [threading.Thread(target=lambda: found.append(np.asarray(image))) for _ in range(6)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(calls) == 1
-    assert len(found) == 6
+    for times in range(1, 6):
+        image = Image.open(BytesIO(data))
+        workers = [threading.Thread(target=lambda i=image: found.append(np.asarray(i))) for _ in range(8)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert len(calls) == times
+    assert len(found) == 40
     assert all(np.array_equal(a, found[0]) for a in found)
 
 
@@ -121,6 +123,32 @@ def test_metadata_are_kept(photo: Image.Image) -> None:
             assert image.getexif()[ExifTags.Base.Artist] == "somebody"
 
 
+def test_what_nobody_passes_is_not_written(photo: Image.Image) -> None:
+    """Where a photograph was taken above all: EXIF and XMP go along where the caller says so, as in WebP and AVIF."""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
+    photo.info |= {"exif": exif.tobytes(), "xmp": b"<x/>", "dpi": (72, 72)}
+    for data in (coded(photo), *pillow_lic.encode_batch([photo])):
+        assert not {"exif", "xmp", "dpi"} & Image.open(BytesIO(data)).info.keys()
+
+
+def test_exif_as_webp_files_have_it(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    assert exif.tobytes()[:6] == b"Exif\0\0"
+    data = coded(photo, exif=exif.tobytes()[6:])
+    assert Image.open(BytesIO(data)).info["exif"] == exif.tobytes()
+
+
+def test_an_image_without_exif_gives_none(photo: Image.Image) -> None:
+    assert coded(photo, exif=photo.getexif()) == coded(photo)
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.GPSInfo)[1] = "N"
+    assert not len(exif)
+    shown = Image.open(BytesIO(coded(photo, exif=exif))).getexif()
+    assert shown.get_ifd(ExifTags.IFD.GPSInfo)[1] == "N"
+
+
 def test_icc_profile_goes_along_unless_dropped(photo: Image.Image) -> None:
     photo.info["icc_profile"] = b"own"
     assert Image.open(BytesIO(coded(photo))).info["icc_profile"] == b"own"
@@ -128,6 +156,10 @@ def test_icc_profile_goes_along_unless_dropped(photo: Image.Image) -> None:
     assert "icc_profile" not in Image.open(BytesIO(coded(photo, icc_profile=None))).info
     assert "exif" not in Image.open(BytesIO(coded(photo, exif=b""))).info
     assert "icc_profile" not in Image.open(BytesIO(coded(photo, icc_profile="", exif=""))).info
+    again = coded(Image.open(BytesIO(coded(photo, comment="mine", exif=b"Exif\0\0one", xmp=b"<x/>"))))
+    kept = Image.open(BytesIO(again)).info
+    assert (kept["icc_profile"], kept["comment"]) == (b"own", b"mine")
+    assert not {"exif", "xmp"} & kept.keys()
 
 
 def test_metadata_of_another_kind(photo: Image.Image) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageSequence
 from PIL.PngImagePlugin import PngInfo
 
-from pillow_lic.inputs import DAMAGED
+from pillow_lic.inputs import DAMAGED, loop_of, whole_exif
 from pillow_lic.plugin import FORMAT
 
 STILLS = frozenset({"MPO", "PSD"})
@@ -26,6 +26,9 @@ DESCRIPTIVE = frozenset(
 
 LARGEST_DPI = 2**31
 """Above this other formats have no number for a resolution."""
+
+JPEG_ROOM = {"exif": 65533, "xmp": 65504, "comment": 65533}
+"""Bytes of each that a segment of a JPEG file holds; more of them is an error of Pillow's."""
 
 _DIRECTORIES = frozenset(map(int, (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)))
 _XMP, _COMMENT = 700, int(_TAGS.ImageDescription)
@@ -51,6 +54,10 @@ def options_for(image: Image.Image, form: str) -> dict[str, Any]:
         found["pnginfo"] = _texts(found)
     elif form == "TIFF":
         found["exif"] = _directory(found)
+    elif form in ("JPEG", "MPO"):
+        for name, most in JPEG_ROOM.items():
+            if len(_bytes(found.get(name, b""))) > most:
+                found[name] = b""  # not left out: Pillow takes the image's own comment then
     return found
 
 
@@ -62,7 +69,7 @@ def is_film(image: Image.Image) -> bool:
 def timing_for(image: Image.Image, form: str) -> dict[str, Any]:
     """Save options that give a film's frames, durations and loops to another format."""
     # A GIF that says nothing is played once.
-    found: dict[str, Any] = {"save_all": True, "loop": image.info.get("loop", 1 if image.format == "GIF" else 0)}
+    found: dict[str, Any] = {"save_all": True, "loop": loop_of(image, 1 if image.format == "GIF" else 0)}
     if form != FORMAT:
         durations = []
         for frame in ImageSequence.Iterator(image):
@@ -75,8 +82,7 @@ def timing_for(image: Image.Image, form: str) -> dict[str, Any]:
 
 def _exif(image: Image.Image) -> bytes | None:
     if image.info.get("exif"):
-        data: bytes = image.info["exif"]
-        return data
+        return whole_exif(image.info["exif"])
     exif = image.getexif()
     if image.format == "TIFF":
         whole, exif = exif, Image.Exif()
@@ -113,9 +119,13 @@ def _directory(found: dict[str, Any]) -> Image.Exif:
     comment = found.pop("comment", None)
     if comment and _COMMENT not in exif:
         # In bytes: Pillow writes text as ASCII.
-        exif[_COMMENT] = comment if isinstance(comment, bytes) else comment.encode("utf-8")
+        exif[_COMMENT] = _bytes(comment)
     return exif
 
 
 def _text(value: bytes | str) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8")

@@ -22,13 +22,21 @@ WORTH_CUDA = 256 * 256
 
 @contextmanager
 def quiet(device: torch.device, threads: int | None = None) -> Iterator[None]:
-    """No gradients, no autocast and at most so many threads, whatever the caller has set; all is put back after."""
+    """No gradients, no autocast and at most so many threads, whatever the caller has set; all is put back after.
+
+    Memory that does not suffice is a ``MemoryError``, not torch's ``RuntimeError``.
+    """
     with ExitStack() as stack:
         stack.enter_context(on_threads(threads))
         stack.enter_context(torch.inference_mode())
         for kind in {"cpu", device.type}:  # some of the work for a GPU is the CPU's
             stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
+        try:
+            yield
+        except RuntimeError as error:
+            if is_no_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
 
 
 @contextmanager
@@ -135,8 +143,6 @@ def or_on_cpu(device: torch.device, work: Callable[[torch.device], Result]) -> R
     try:
         return work(device)
     except RuntimeError as error:
-        if "can't allocate memory" in str(error):  # torch's word for what everybody else calls so
-            raise MemoryError(str(error)) from error
         if device.type == "cpu" or not is_full(error):
             raise
         reason = str(error).partition(".")[0]
@@ -144,6 +150,11 @@ def or_on_cpu(device: torch.device, work: Callable[[torch.device], Result]) -> R
     torch.cuda.empty_cache()
     tell_once(f"{device} is out of memory ({reason}); working on the CPU. Smaller tiles (tile=) need less")
     return work(torch.device("cpu"))
+
+
+def is_no_memory(error: BaseException) -> bool:
+    """Whether an error is torch's word for what everybody else calls a ``MemoryError``."""
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def is_of_a_gpu(error: BaseException) -> bool:

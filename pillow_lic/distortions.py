@@ -26,6 +26,28 @@ def squared_error(output: Tensor, pixels: Tensor) -> Tensor:
     return (output - pixels).square().mean(dim=(1, 2, 3))
 
 
+@torch.no_grad()
+def dissimilarity(output: Tensor, pixels: Tensor) -> Tensor:
+    """A weight for each squared error, one on the mean of a picture: (1 - SSIM) / 2."""
+    unlike = (1 - ssim_map(output, pixels)).clamp(min=1e-3) / 2
+    return unlike / unlike.mean(dim=(1, 2, 3), keepdim=True)
+
+
+@torch.no_grad()
+def sensitivity(output: Tensor, pixels: Tensor) -> Tensor:
+    """A weight likewise, by the original alone."""
+    weight = loss_of_ssim(pixels)
+    return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def loss_of_ssim(pixels: Tensor) -> Tensor:
+    """What SSIM loses by a squared error, about: 1 / (2 variance + C2), with the variance of each colour around each
+    pixel, and ``CALM`` besides, so that the flattest parts do not take all the bits.
+    """
+    variance = (_blur(pixels**2) - _blur(pixels) ** 2).clamp(min=0)
+    return 1 / (2 * variance + C2 + CALM)
+
+
 def ms_ssim(output: Tensor, pixels: Tensor) -> Tensor:
     """1 - MS-SSIM (Wang, Simoncelli, Bovik 2003), scaled; sides of at least ``MS_SSIM_SIDE`` pixels."""
     from pytorch_msssim import ms_ssim as measure
@@ -37,26 +59,14 @@ def ms_ssim(output: Tensor, pixels: Tensor) -> Tensor:
 def ssim_weighted(output: Tensor, pixels: Tensor) -> Tensor:
     """Squared error weighted by where SSIM is low (after Johnston et al. 2018).
 
-    The weight of a pixel is its (1 - SSIM) / 2 over the picture's mean of that, without a gradient of
-    its own, so that the mean weight is one and lambda keeps its meaning.
+    Weights have no gradient of their own, and one on the mean, so that lambda keeps its meaning.
     """
-    with torch.no_grad():
-        dissimilarity = (1 - ssim_map(output, pixels)).clamp(min=1e-3) / 2
-        weight = dissimilarity / dissimilarity.mean(dim=(1, 2, 3), keepdim=True)
-    return (weight * (output - pixels).square()).mean(dim=(1, 2, 3))
+    return (dissimilarity(output, pixels) * (output - pixels).square()).mean(dim=(1, 2, 3))
 
 
 def ssim_sensitive(output: Tensor, pixels: Tensor) -> Tensor:
-    """Squared error weighted by how much SSIM loses by it: 1 / (2 variance + C2), with the variance of each colour
-    around each pixel of the original, and ``CALM`` besides, so that the flattest parts do not take all the bits.
-
-    The mean weight is one, as in :func:`ssim_weighted`.
-    """
-    with torch.no_grad():
-        variance = (_blur(pixels**2) - _blur(pixels) ** 2).clamp(min=0)
-        weight = 1 / (2 * variance + C2 + CALM)
-        weight = weight / weight.mean(dim=(1, 2, 3), keepdim=True)
-    return (weight * (output - pixels).square()).mean(dim=(1, 2, 3))
+    """Squared error weighted by how much SSIM loses by it, likewise."""
+    return (sensitivity(output, pixels) * (output - pixels).square()).mean(dim=(1, 2, 3))
 
 
 def _blur(values: Tensor) -> Tensor:
@@ -87,3 +97,10 @@ DISTORTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ssim-weighted": ssim_weighted,
     "ssim-sensitive": ssim_sensitive,
 }
+
+WEIGHTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": lambda output, _: torch.ones_like(output[:, :1]),
+    "ssim-weighted": dissimilarity,
+    "ssim-sensitive": sensitivity,
+}
+"""What squared errors count, by distortion; MS-SSIM has no such weights."""

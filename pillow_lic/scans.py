@@ -100,11 +100,12 @@ def decode_scans(
         raise OSError("damaged LIC file: scans in an impossible order")
     streams = [scans[0][4 + count - 1 :], *(scan[4:] for scan in scans[1:])]
     found: CodedTile | None = None
+    unordered: Cosets | None = None
     for stream, (low, high) in zip(streams, _bands(lows), strict=False):
         coder = SymbolDecoder(stream)
         if found is None:
             found = decode_hyper(model, header, place, [coder], device)
-            index = found.priors.index.cpu().numpy()
+            index, unordered = found.priors.index.cpu().numpy(), found.lattice
             found = replace(found, lattice=_in_order_of_scans(found.lattice, index, lows))
         if found.lattice is not None:
             known = decode_cosets(found.lattice, [coder], _cosets_of(found.lattice, index, low, high))
@@ -118,7 +119,9 @@ def decode_scans(
             found = replace(found, y=network.decode([coder], before))
     assert found is not None
     cut = lows[len(scans) - 1] if len(scans) < count else 0
-    return checked(replace(found, reached=cut), scans[-1:])
+    # Whoever codes the tile anew has scans of its own.
+    lattice = unordered and found.lattice and unordered.holding(found.lattice.coset)
+    return checked(replace(found, reached=cut, lattice=lattice), scans[-1:])
 
 
 def _lows(model: Model, tile: CodedTile, count: int) -> list[int]:

@@ -319,12 +319,12 @@ def _checksums(tile: CodedTile) -> list[int]:
     """CRC-32 of all that the latents of each tile are made of; the tables' indices need none, as symbols tell."""
     whole = (tile.z, tile.y, tile.priors.mean.cpu().numpy())
     z, y, mean = (np.split(x, tile.tiles, axis=1) for x in whole)
-    found = [zlib.crc32(part.astype("<i2").tobytes()) for part in z]
-    found = [zlib.crc32(part.astype("<i2").tobytes(), crc) for crc, part in zip(found, y, strict=True)]
+    found = [zlib.crc32(np.ascontiguousarray(part, "<i2").data) for part in z]
+    found = [zlib.crc32(np.ascontiguousarray(part, "<i2").data, crc) for crc, part in zip(found, y, strict=True)]
     if tile.lattice is not None:
         ends = np.cumsum(tile.lattice.by_tile(tile.tiles))[:-1]
         coset = np.split(tile.lattice.coset.astype(tile.lattice.coset.dtype.newbyteorder("<")), ends)
         found = [zlib.crc32(part.tobytes(), crc) for crc, part in zip(found, coset, strict=True)]
     if tile.levels is not None:
         found = [zlib.crc32(tile.levels.tobytes(), found[0])]
-    return [zlib.crc32(part.astype("<i4").tobytes(), crc) for crc, part in zip(found, mean, strict=True)]
+    return [zlib.crc32(np.ascontiguousarray(part, "<i4").data, crc) for crc, part in zip(found, mean, strict=True)]

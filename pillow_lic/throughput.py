@@ -52,7 +52,7 @@ def decode_batch(
     workers  threads for range coding; None: as many as torch is set to
 
     On CUDA, pictures of one size (and tiles) go through the networks in batches, and pixels may differ by 1 from
-    those of single pictures; on the CPU a few may where tiles are small.  Raises what ``Image.open`` and ``load`` do.
+    those of single pictures; on the CPU they are the same.  Raises what ``Image.open`` and ``load`` do.
     """
     infos: list[dict[Any, Any]] = []
     images: list[Image.Image] = []

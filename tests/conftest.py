@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -11,9 +14,16 @@ from hypothesis import settings
 from PIL import Image
 
 import pillow_lic
+from pillow_lic import devices, options
 from pillow_lic.bench import metrics
 
-settings.register_profile("default", deadline=None)
+# Nothing that this machine's owner has set or installed: models of theirs would come before those that ship.
+for name in ("PILLOW_LIC_DEVICE", "PILLOW_LIC_PRECISION", "PILLOW_LIC_MODELS"):
+    os.environ.pop(name, None)
+os.environ["XDG_DATA_HOME"] = tempfile.gettempdir() + "/nobodys"
+
+# The same examples each time: what decides about a change is not to depend on chance, which fuzz.run is for.
+settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
 pillow_lic.register_lic_opener()
 
@@ -43,6 +53,32 @@ def pixels_of(data: bytes) -> np.ndarray:
 
 def psnr(a: object, b: object) -> float:
     return metrics.psnr(np.asarray(a), np.asarray(b))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test sets for the process is not for the next one."""
+    monkeypatch.setattr(options, "defaults", options.EncoderOptions())
+
+
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On every machine the same: what a search finds in a single picture differs by a few tenths of a per cent."""
+    monkeypatch.setenv("PILLOW_LIC_PRECISION", "float32")
+    devices.block_dtype.cache_clear()
+    yield
+    monkeypatch.undo()
+    devices.block_dtype.cache_clear()
 
 
 @pytest.fixture

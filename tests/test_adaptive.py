@@ -21,6 +21,7 @@ def worst(picture: np.ndarray, original: Image.Image) -> float:
     return float(blocks[: len(blocks) // 20].mean())
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("tile", [0, 128])
 def test_the_worst_blocks_look_better_at_the_same_size(tile: int) -> None:
     picture = load("coffee")
@@ -62,11 +63,22 @@ def test_bits_go_from_what_is_good_to_what_is_bad() -> None:
     similarity[:, 0, 8:12] = np.array([0.2, 0.5, 0.8])[:, None]
     similarity[:, :, :8] = np.array([0.97, 0.98, 0.99])[:, None, None]
     bits = np.array([50.0, 100.0, 200.0])[:, None, None].repeat(2, axis=2)
-    levels = even_levels((-8, 0, 8), similarity, bits)
+    levels = even_levels((-8, 0, 8), similarity, bits, (8, 16))
     assert levels[0, 0] < 0 < levels[0, 1]
     assert sum(np.interp(k, (-8, 0, 8), (50, 100, 200)) for k in levels[0]) <= 200
-    same = even_levels((-8, 0, 8), np.full((3, 8, 8), 0.5, np.float32), bits[:, :, :1])
+    same = even_levels((-8, 0, 8), np.full((3, 8, 8), 0.5, np.float32), bits[:, :, :1], (8, 8))
     assert abs(same[0, 0]) <= 8
+
+
+def test_what_lies_outside_the_picture_does_not_count() -> None:
+    """Of what the worst blocks are: whatever an encoder makes of the area behind the picture's edge."""
+    similarity = np.full((3, 8, 16), 0.9, np.float32)
+    similarity[:, :3, :2] = np.array([0.2, 0.5, 0.8])[:, None, None]
+    bits = np.array([50.0, 100.0, 200.0])[:, None, None].repeat(2, axis=2)
+    found = even_levels((-8, 0, 8), similarity, bits, (3, 10))
+    for outside in (0.1, 1.0):
+        similarity[:, 3:], similarity[:, :, 10:] = outside, outside
+        assert np.array_equal(even_levels((-8, 0, 8), similarity, bits, (3, 10)), found)
 
 
 def test_adaptive_is_yes_or_no(photo: Image.Image) -> None:

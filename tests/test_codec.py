@@ -8,6 +8,7 @@ import torch
 from conftest import coded, load, pixels_of, psnr
 from PIL import Image
 
+import pillow_lic
 from pillow_lic import codec, container, devices
 from pillow_lic.codec import decoding
 from pillow_lic.header import Header
@@ -245,14 +246,17 @@ def test_pixels_of_other_kinds_are_refused() -> None:
         codec.encode(np.zeros((0, 4), np.uint8), opts)
 
 
-def test_export_keeps_the_ladder_of_scales() -> None:
+def test_the_ladder_of_scales() -> None:
     assert probabilities.sigma_of(0) == pytest.approx(0.11)
     assert probabilities.sigma_of(63) == pytest.approx(60)
 
 
 def test_a_picture_that_no_decoder_would_take() -> None:
+    wide = Image.new("L", (2**24 + 1, 1))
     with pytest.raises(ValueError, match="16777216 pixels a side"):
-        coded(Image.new("L", (2**24 + 1, 1)))
+        coded(wide)
+    with pytest.raises(ValueError, match="16777216 pixels a side"):
+        pillow_lic.encode_batch([wide])
 
 
 def test_progress_of_a_target_is_that_of_encoding(small: Image.Image) -> None:

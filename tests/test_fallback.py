@@ -15,7 +15,7 @@ from conftest import coded, pixels_of
 from PIL import Image
 
 import pillow_lic
-from pillow_lic import codec, devices, options
+from pillow_lic import codec, devices
 from pillow_lic.codec import decoding, encoding
 from pillow_lic.models import loading
 from pillow_lic.models.errors import ModelError, reading
@@ -23,11 +23,9 @@ from pillow_lic.models.errors import ModelError, reading
 
 @pytest.fixture(autouse=True)
 def _not_told_yet() -> Iterator[None]:
-    before, options.defaults = options.defaults, options.EncoderOptions()
     devices.tell_once.cache_clear()
     yield
     devices.tell_once.cache_clear()
-    options.defaults = before
 
 
 @pytest.fixture
@@ -107,6 +105,7 @@ def full_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
         monkeypatch.setattr(module, "choose_device", lambda name, pixels: chosen[0])
     monkeypatch.setattr(decoding, "_synthesise", full(decoding._synthesise, 0, request.param))
     monkeypatch.setattr(encoding, "_encode", full(encoding._encode, 6, request.param))
+    monkeypatch.setattr(decoding, "from_bytes", full(decoding.from_bytes, 4, request.param))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     return str(request.param).partition(".")[0]
 
@@ -127,6 +126,7 @@ def test_a_full_gpu_leaves_the_work_to_the_cpu(
         assert coded(small) == data
         assert np.array_equal(pixels_of(data), expected)
         pixels_of(data)
+        assert codec.transcode(codec.transcode(data, "none"), "staircase") == data
     assert [str(w.message) for w in said] == [
         f"cuda is out of memory ({full_gpu}); working on the CPU. Smaller tiles (tile=) need less"
     ]
@@ -185,8 +185,6 @@ def test_a_model_that_is_not_what_its_manifest_describes_is_refused(
 
 
 def test_full_memory_is_an_error_of_its_own() -> None:
-    def work(device: torch.device) -> None:
-        torch.empty(2**60, dtype=torch.uint8, device=device)
-
-    with pytest.raises(MemoryError, match="can't allocate memory"):
-        devices.or_on_cpu(torch.device("cpu"), work)
+    on = torch.device("cpu")
+    with pytest.raises(MemoryError, match="can't allocate memory"), devices.quiet(on):
+        torch.empty(2**60, dtype=torch.uint8, device=on)

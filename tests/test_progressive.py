@@ -9,8 +9,10 @@ from conftest import coded, pixels_of, psnr
 from PIL import Image, ImageFile
 
 import pillow_lic
-from pillow_lic import container
+from pillow_lic import container, scans
 from pillow_lic.container import Frame, Scans
+from pillow_lic.models.loading import Model
+from pillow_lic.symbols import CodedTile
 
 pytestmark = pytest.mark.filterwarnings("ignore:damaged LIC file. less sharp")
 
@@ -44,6 +46,20 @@ def test_a_whole_file_is_the_same_picture(small: Image.Image, context: str, quan
         assert image.info["progressive"]
         assert np.array_equal(np.asarray(image), pixels_of(coded(small, **options)))
     assert container.Reader(BytesIO(data)).header.progressive
+
+
+@pytest.mark.parametrize("quantizer", ["e8", "h24", "diamond"])
+def test_bands_that_another_encoder_chose(small: Image.Image, quantizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bands(model: Model, tile: CodedTile, count: int) -> list[int]:
+        return [*(40 - 6 * n for n in range(count - 1)), model.tables.skip]
+
+    with monkeypatch.context() as other:
+        other.setattr(scans, "_lows", bands)
+        data = coded(small, progressive=True, quantizer=quantizer, quality=6)
+    again = pillow_lic.transcode(data, "channel")
+    assert scans_of(again)[0].parts[0][4] != scans_of(data)[0].parts[0][4]
+    assert np.array_equal(pixels_of(again), pixels_of(data))
+    assert np.array_equal(pixels_of(data), pixels_of(coded(small, quantizer=quantizer, quality=6)))
 
 
 @pytest.mark.parametrize("tile", [0, 128])

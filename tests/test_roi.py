@@ -5,6 +5,7 @@ from io import BytesIO
 import imageio.v3 as iio
 import numpy as np
 import pytest
+import torch
 from conftest import coded, pixels_of, psnr
 from PIL import Image
 
@@ -12,6 +13,7 @@ import pillow_lic
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
 from pillow_lic.models.hyperprior import SCALE_STEP
 from pillow_lic.quantizers import adaptive
+from pillow_lic.search.view import TileView
 
 
 @pytest.fixture
@@ -39,6 +41,26 @@ def test_bits_go_where_the_mask_is_bright(photo: Image.Image, mask: Image.Image,
     shown = pixels_of(data)
     assert psnr(inside(shown), inside(photo)) > psnr(inside(even), inside(photo)) + 1
     assert psnr(outside(shown), outside(photo)) < psnr(outside(even), outside(photo)) - 1
+
+
+@pytest.mark.parametrize("measure", ["mse", "ssim-sensitive"])
+def test_a_search_lets_errors_count_as_the_mask_says(photo: Image.Image, mask: Image.Image, measure: str) -> None:
+    """The second derivative of the distortion by pixels, under white against under black."""
+    torch.manual_seed(1)
+    pixels = 40 * torch.randn(1, 3, 128, 128)
+    fineness = torch.ones(8, 8)
+    fineness[:, :4], fineness[:, 4:] = 2, 0.5
+    nothing = torch.zeros(1, 8, 8)
+    view = TileView(
+        lambda _: shown, pixels, nothing[None], 0, 0, nothing, nothing > 0, nothing[:, :1, :1], 1.0, measure,
+        fineness=fineness,
+    )  # fmt: skip
+    shown = pixels.clone().requires_grad_(True)
+    with torch.no_grad():
+        shown += 1
+    (gradient,) = torch.autograd.grad(view.distortion(torch.zeros(0)), shown)
+    fine, coarse = gradient[..., :64].mean(), gradient[..., 64:].mean()
+    assert float(fine / coarse) == pytest.approx(16, rel=0.1)
 
 
 @pytest.mark.parametrize("asked", ["roi", True, "importance"])

@@ -28,7 +28,7 @@ from pillow_lic.search.influence import influence
 from pillow_lic.search.look import steepness
 from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding, nearest_two
-from pillow_lic.search.target import largest
+from pillow_lic.search.target import largest, largest_of_few
 from pillow_lic.symbols import CodedTile, given, hyper_steps, pack, with_hyper
 from pillow_lic.training import probabilities
 
@@ -47,6 +47,7 @@ def loss(image: Image.Image, quality: float, **options: object) -> float:
     return float(rate_weight(quality)) * squared + 8 * len(data)
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_effort_pays(part: Image.Image) -> None:
     """In the mean: up to effort 2 the search knows what the hyperprior says of costs, not what the context adds."""
     losses = np.array([[loss(part, quality, effort=effort) for effort in (0, 2, 4)] for quality in (1, 4.5, 8)])
@@ -376,3 +377,19 @@ def test_largest_finds_the_code(offset: float, bend: float) -> None:
         assert len(attempts) <= 6
     assert largest(5, 1792, value, attempt) is None
     assert largest(12, 1792, value, attempt) == 1792
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_the_largest_of_a_few(count: int) -> None:
+    values = [7, 11, 17, 26, 38, 54, 75, 100][:count]
+    attempts = []
+
+    def attempt(code: int) -> tuple[int, float]:
+        attempts.append(code)
+        return code, values[code]
+
+    for wanted in range(5, 105):
+        attempts.clear()
+        below = [code for code, value in enumerate(values) if value <= wanted]
+        assert largest_of_few(wanted, count - 1, attempt) == (below[-1] if below else None)
+        assert len(attempts) <= 4

@@ -42,7 +42,7 @@ def chosen_levels(model: Model, array: Pixels, header: Header, device: torch.dev
         fine = np.s_[:, 2 * part.place.top : 2 * part.place.bottom, 2 * part.place.left : 2 * part.place.right]
         similarity[fine], bits[here] = _probed(model, part, header, device)
     blocks = bits.reshape(len(PROBES), rows, adaptive.BLOCK, columns, adaptive.BLOCK).sum(axis=(2, 4))
-    return even_levels(PROBES, similarity, blocks)
+    return even_levels(PROBES, similarity, blocks, (-(-header.height // 8), -(-header.width // 8)))
 
 
 def important_levels(model: Model, array: Pixels, header: Header, device: torch.device) -> adaptive.Levels:

@@ -97,28 +97,39 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
     ``Image.open`` does.
     """
     reader = container.Reader(io.BytesIO(data))
+    Image._decompression_bomb_check((reader.header.width, reader.header.height))
     metadata, header = reader.metadata(), reader.header
-    Image._decompression_bomb_check((header.width, header.height))
     family = model_by_identity(header.model_id, header.model_name)
     model, _ = family.at_quality(header.quality_code)
     contexts = contexts_to_try(family, context)
-    on = choose_device(device, header.width * header.height)
-    frames = []
-    work = count(1)
-    with quiet(on, options.defaults.threads):
-        for coded in reader.frames():
-            tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
-            for place, part in zip(tiles_of(header.width, header.height, header.tile), coded.tiles, strict=True):
-                tile = from_bytes(model, header, place, part, on)
-                for name in contexts:
-                    tiles[name].append(
-                        to_bytes(model, tile, name, header, part.count if isinstance(part, Scans) else 1)
-                    )
-                report(next(work), header.frames * header.tiles)
-            frames.append((tiles, coded.alpha))
-    best = min(contexts, key=lambda name: sum(len(t) for tiles, _ in frames for t in tiles[name]))
-    chosen = [Frame(tiles[best], transparency) for tiles, transparency in frames]
+    coded = list(reader.frames())
+
+    def work(on: torch.device) -> list[dict[str, list[Coded]]]:
+        with quiet(on, options.defaults.threads):
+            return _recoded(model, header, coded, contexts, on)
+
+    frames = or_on_cpu(choose_device(device, header.width * header.height), work)
+    best = min(contexts, key=lambda name: sum(len(t) for tiles in frames for t in tiles[name]))
+    chosen = [Frame(tiles[best], frame.alpha) for tiles, frame in zip(frames, coded, strict=True)]
     return container.write(replace(header, context=best), metadata, chosen, reader.animation)
+
+
+def _recoded(
+    model: OneQuality, header: Header, frames: Sequence[Frame], contexts: Sequence[str], on: torch.device
+) -> list[dict[str, list[Coded]]]:
+    """Each frame's tiles by the context model that they are coded with anew."""
+    found = []
+    work = count(1)
+    for frame in frames:
+        tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
+        for place, part in zip(tiles_of(header.width, header.height, header.tile), frame.tiles, strict=True):
+            tile = from_bytes(model, header, place, part, on)
+            scans = part.count if isinstance(part, Scans) else 1
+            for name in contexts:
+                tiles[name].append(to_bytes(model, tile, name, header, scans))
+            report(next(work), header.frames * header.tiles)
+        found.append(tiles)
+    return found
 
 
 @dataclass(frozen=True)
@@ -237,8 +248,10 @@ def tile_latents(
     found = stack_from_bytes(model, header, coded, device, channels)
     steps = torch.from_numpy(found.steps).to(device)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
-    y = scalar.dequantise(steps, found.priors.mean) * gain
-    return (y if found.priors.factor is None else y / found.priors.factor).chunk(len(coded), dim=1)
+    y = scalar.dequantise(steps, found.priors.mean).mul_(gain)
+    if found.priors.factor is not None:
+        y.div_(found.priors.factor)
+    return y.chunk(len(coded), dim=1)
 
 
 def _pixels(view: _View, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
@@ -248,7 +261,8 @@ def _pixels(view: _View, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
     around = tile.grown(min(view.margin, step), h, w)
     held = [r for r in range(tile.row - 1, tile.row + 2) if r in latents]  # of a region those that margins reach
     rows = [latents[r][:, :, around.left : around.right] for r in held]
-    y = torch.cat(rows, dim=1)[:, around.top - held[0] * step : around.bottom - held[0] * step]
+    y = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+    y = y[:, around.top - held[0] * step : around.bottom - held[0] * step]
     output = view.pixels(y[None].contiguous(memory_format=torch.channels_last))
     stride = LATENT_STRIDE // view.scale
     return output[:, stride * (tile.top - around.top) :, stride * (tile.left - around.left) :]

@@ -19,7 +19,7 @@ from pillow_lic.codec.adaptation import chosen_levels, important_levels
 from pillow_lic.codec.analysis import analysed
 from pillow_lic.codec.common import contexts_to_try, in_silence, report
 from pillow_lic.codec.decoding import decode
-from pillow_lic.codec.searching import searched
+from pillow_lic.codec.searching import searched, usual_loss
 from pillow_lic.codec.tiles import to_bytes
 from pillow_lic.container import Coded, Frame
 from pillow_lic.devices import choose_device, or_on_cpu, quiet
@@ -35,13 +35,20 @@ from pillow_lic.quantizers import adaptive
 from pillow_lic.scans import scans_for
 from pillow_lic.search.hyper import HYPER_STEPS
 from pillow_lic.search.refine import STEPS
-from pillow_lic.search.target import largest
+from pillow_lic.search.target import largest, largest_of_few
 
 
 class Encoder(Protocol):
     """Makes a file at a quality code; quickly, one that tells about how large and how good it would be."""
 
     def __call__(self, code: int, *, quickly: bool = False) -> bytes:  # noqa: D102
+        ...
+
+
+class Attempt(Protocol):
+    """Makes a file, at the code of that number, and tells what counts of it."""
+
+    def __call__(self, number: int, /, *, quickly: bool = False) -> tuple[bytes, float]:  # noqa: D102
         ...
 
 
@@ -66,8 +73,6 @@ def encode(
     family = load_model(opts.model_name)
     if isinstance(family, Family):
         families.check(family, opts, roi)
-    if max(width, height) > MAX_SIDE or len(pictures) > MAX_FRAMES:
-        raise ValueError(f"LIC files have at most {MAX_SIDE} pixels a side and {MAX_FRAMES} frames")
     header = header_for(
         family, opts, width, height, mode, len(pictures), adaptive=roi is not None or bool(opts.adaptive)
     )
@@ -99,9 +104,10 @@ def encode(
             if opts.target is None:
                 return at(device, opts.quality_code)
             kind, wanted = opts.target
+            codes = [stop.code for stop in family.stops] if isinstance(family, Family) else range(MAX_QUALITY_CODE + 1)
             if kind == "target_psnr":
-                return _at_psnr([colour for colour, _ in coded], partial(at, device), wanted, opts.device)
-            return _at_size(partial(at, device), kind, wanted, width * height * len(pictures))
+                return _at_psnr([colour for colour, _ in coded], partial(at, device), codes, wanted, opts.device)
+            return _at_size(partial(at, device), codes, kind, wanted, width * height * len(pictures))
 
     return or_on_cpu(choose_device(opts.device, width * height), on)
 
@@ -119,6 +125,8 @@ def header_for(
     """The header of a file at the options' quality, whose context model is chosen later; ``ValueError`` as for
     :func:`encode`.
     """
+    if max(width, height) > MAX_SIDE or frames > MAX_FRAMES:
+        raise ValueError(f"LIC files have at most {MAX_SIDE} pixels a side and {MAX_FRAMES} frames")
     side = default_tile(width, height) if opts.tile is None else opts.tile
     reach = LATENT_STRIDE * family.at_quality(opts.quality_code)[0].arch.synthesis_margin
     if 0 < side < reach:
@@ -157,11 +165,11 @@ def _encode(
     done = 0
     for (array, _), own in zip(pictures, levels, strict=True):
         tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
-        scans = 0
+        scans, usual = 0, usual_loss(array, header, device, search[1]) if units > 1 else None
         for part in analysed(model, array, header, device, own, searching=units > 1):
             tile = part.coded
             if units > 1 and isinstance(model, Model):
-                tile = searched(model, part, header, contexts, search, (done, total))
+                tile = searched(model, part, header, contexts, search, (done, total), usual)
             if header.progressive and not scans and isinstance(model, Model):
                 scans = scans_for(model, tile, contexts[-1], header.quality_code)
             for name in contexts:
@@ -173,36 +181,44 @@ def _encode(
     return best, [Frame(tiles[best], packed) for tiles, (_, packed) in zip(frames, pictures, strict=True)]
 
 
-def _at_size(at: Encoder, kind: str, wanted: float, pixels: int) -> bytes:
+def _at_size(at: Encoder, codes: Sequence[int], kind: str, wanted: float, pixels: int) -> bytes:
     """The best file of at most a wanted size, in bytes or in bits a pixel (of all frames)."""
     unit = 8 / pixels if kind == "target_bpp" else 1.0
 
-    def attempt(code: int, *, quickly: bool = False) -> tuple[bytes, float]:
-        data = at(code, quickly=quickly)
+    def attempt(number: int, *, quickly: bool = False) -> tuple[bytes, float]:
+        data = at(codes[number], quickly=quickly)
         return data, math.log(len(data) * unit)
 
-    found = largest(math.log(wanted), MAX_QUALITY_CODE, lambda code: attempt(code, quickly=True)[1], attempt)
+    found = _largest(math.log(wanted), codes, attempt)
     if found is None:
-        raise ValueError(f"{kind} {wanted:g} is out of reach: this picture takes {len(at(0)) * unit:g} at quality 1")
+        least = f"{len(at(codes[0])) * unit:g} at quality {options.quality_of(codes[0]):g}"
+        raise ValueError(f"{kind} {wanted:g} is out of reach: this picture takes {least}")
     return found
 
 
-def _at_psnr(pictures: Sequence[Pixels], at: Encoder, wanted: float, device: str | None) -> bytes:
+def _at_psnr(pictures: Sequence[Pixels], at: Encoder, codes: Sequence[int], wanted: float, device: str | None) -> bytes:
     """The smallest file of at least a wanted PSNR in dB, over all frames, of colours only."""
 
     def attempt(below: int, *, quickly: bool = False) -> tuple[bytes, float]:
-        data = at(MAX_QUALITY_CODE - below, quickly=quickly)
+        data = at(codes[-1 - below], quickly=quickly)
         reader = container.Reader(io.BytesIO(data))
         reader.metadata()
         with in_silence():
             shown = [decode(reader.header, replace(frame, alpha=None), device) for frame in reader.frames()]
         return data, -min(100.0, psnr(np.stack(pictures), np.stack(shown)))
 
-    found = largest(-wanted, MAX_QUALITY_CODE, lambda code: attempt(code, quickly=True)[1], attempt)
+    found = _largest(-wanted, codes, attempt)
     if found is None:
-        reached = -attempt(0)[1]
-        raise ValueError(f"target_psnr {wanted:g} is out of reach: this picture has {reached:.2f} dB at quality 8")
+        most = f"{-attempt(0)[1]:.2f} dB at quality {options.quality_of(codes[-1]):g}"
+        raise ValueError(f"target_psnr {wanted:g} is out of reach: this picture has {most}")
     return found
+
+
+def _largest(wanted: float, codes: Sequence[int], attempt: Attempt) -> bytes | None:
+    """What the highest code gives whose value is at most a wanted one."""
+    if len(codes) <= MAX_QUALITY_CODE:
+        return largest_of_few(wanted, len(codes) - 1, attempt)
+    return largest(wanted, len(codes) - 1, lambda code: attempt(code, quickly=True)[1], attempt)
 
 
 def _quantizer(model: AnyModel, opts: EncoderOptions) -> str:

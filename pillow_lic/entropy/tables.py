@@ -31,8 +31,8 @@ class Tables:
         if not 0 <= skip < len(frequencies):
             raise ValueError("the model skips all of its probability tables")
         for table in frequencies:
-            if table.size < 2 or table.size % 2 or int(table.min()) < 1 or int(table.sum()) != TOTAL:
-                raise ValueError("a probability table has a frequency below 1 or does not sum to 2**24")
+            if not 2 <= table.size <= 2**15 or table.size % 2 or int(table.min()) < 1 or int(table.sum()) != TOTAL:
+                raise ValueError("a probability table has a frequency below 1 or does not sum to 2**24, or too many")
         self.skip = skip
         self.frequencies = list(frequencies)
         self.reach: NDArray[np.int32] = np.array([table.size // 2 - 1 for table in frequencies], np.int32)

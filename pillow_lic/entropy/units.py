@@ -37,12 +37,12 @@ def load_layer(tensors: Mapping[str, Tensor], name: str, device: torch.device) -
     if weight.is_floating_point() or bias.is_floating_point() or shift.is_floating_point():
         raise ValueError(f"the model's layer {name} does not consist of integers")
     shifts = shift.to(torch.int64).numpy()
-    if shifts.min() < 0 or shifts.max() > 23 or int(weight.to(torch.int32).abs().max()) > WEIGHT_LIMIT:
+    if shifts.min() < 0 or shifts.max() > 23 or int(weight.to(torch.int64).abs().max()) > WEIGHT_LIMIT:
         raise ValueError(f"the model's layer {name} is out of range")
     if weight.dim() != 2 or bias.shape != (QUALITIES, *shift.shape) or shift.shape != weight.shape[:1]:
         raise ValueError(f"the model's layer {name} has the wrong shape")
     starts = bias.to(torch.int64).numpy() + ((1 << shifts) >> 1)
-    sums = weight.to(torch.int32).abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
+    sums = weight.to(torch.int64).abs().sum(dim=1).numpy() * ACTIVATION_LIMIT
     if float((sums + np.abs(starts.astype(np.float64)).max(axis=0)).max()) >= EXACT:
         raise ValueError(f"the model's layer {name} is not exact in float32")
     return IntegerLayer(weight.to(device), starts, shifts, ACTIVATION_LIMIT, torch.float32)

@@ -57,13 +57,13 @@ class ExactVolume(ExactContext):
 
     def _table(self, tensors: Mapping[str, Tensor], name: str, shape: tuple[int, int], kind: torch.dtype) -> Tensor:
         table = tensors[name]
-        if table.shape != shape or table.dtype != kind or int(table.abs().max()) > ACTIVATION_LIMIT:
+        if table.shape != shape or table.dtype != kind or int(table.to(torch.int64).abs().max()) > ACTIVATION_LIMIT:
             raise ValueError(f"the model's table {name} has the wrong shape or range")
         return table.to(self.device, torch.float32)
 
     def _order_of(self, given: Given) -> NDArray[np.int32]:
-        channel, row, column = (torch.arange(n, dtype=torch.int32) for n in given.index.shape)
-        found: NDArray[np.int32] = wave_of(channel[:, None, None], row[:, None], column).numpy()
+        channel, row, column = (np.arange(n, dtype=np.int32) for n in given.index.shape)
+        found: NDArray[np.int32] = wave_of(channel[:, None, None], row[:, None], column)
         return found
 
     def _passes(self, given: Given, steps: int | None = None) -> Iterator[Pass]:  # its one step is all

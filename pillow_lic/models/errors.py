@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pillow_lic.devices import is_of_a_gpu
+from pillow_lic.devices import is_no_memory, is_of_a_gpu
 
 _STUMBLES = (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
@@ -27,6 +27,8 @@ def reading(path: Path) -> Iterator[None]:
     except ModelError:
         raise
     except _STUMBLES as error:
+        if is_no_memory(error):
+            raise MemoryError(str(error)) from error
         if is_of_a_gpu(error):
             raise
         raise ModelError(f"{path} is damaged or not a pillow-lic model: {error}") from error

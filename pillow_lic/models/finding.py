@@ -47,6 +47,17 @@ def installed() -> list[Path]:
     return [p for p in found if p.is_file()]
 
 
+def path_of(name: str) -> Path | None:
+    """The file of the model of that name in the search path, or at that path if it ends in .safetensors, if there is
+    one.
+    """
+    if name.endswith(".safetensors"):
+        named = [Path(name)]
+    else:
+        named = [folder / f"{name}.safetensors" for folder in search_path() if os.sep not in name]
+    return next((path for path in named if path.is_file()), None)
+
+
 def identity_of(path: Path) -> bytes:
     """A file's identity, read again only if it has changed; ``OSError`` if it cannot be read."""
     stat = path.stat()

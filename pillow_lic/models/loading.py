@@ -32,7 +32,7 @@ from pillow_lic.models.finding import (
     identity_or_none,
     installed,
     manifest_of,
-    search_path,
+    path_of,
     user_models,
 )
 from pillow_lic.models.floats import float_hyper_synthesis, float_network
@@ -48,6 +48,9 @@ from pillow_lic.models.transforms import (
 from pillow_lic.quantizers.lattice import KINDS
 
 FORMAT = 1
+MAX_TABLES = 255
+"""Indices of tables are bytes, and one past the last is a limit."""
+
 _INTEGERS = ("exact.", "tables.")
 VOLUME_SUFFIX = ".volume"
 _lock = threading.RLock()
@@ -111,7 +114,13 @@ class Model:
 
     def hyper_synthesis(self, device: torch.device) -> ExactHyperSynthesis:
         """h_s in integers."""
-        return self._cached(("exact", device), lambda: self.exact.to(device))  # type: ignore[no-any-return]
+
+        def make() -> ExactHyperSynthesis:
+            made = self.exact.to(device)
+            made.prepare()
+            return made
+
+        return self._cached(("exact", device), make)  # type: ignore[no-any-return]
 
     def float_hyper_synthesis(self, device: torch.device) -> HyperSynthesis:
         """h_s to differentiate, by the float numbers that its integers stand for."""
@@ -220,6 +229,9 @@ class Model:
             if key not in self._made:
                 with reading(self.path), on_threads():
                     self._made[key] = make()
+                for device in key:  # other threads, on streams of their own, must find it whole
+                    if isinstance(device, torch.device) and device.type == "cuda":
+                        torch.cuda.current_stream(device).synchronize()
             return self._made[key]
 
 
@@ -236,16 +248,14 @@ def load_model(name: str) -> AnyModel:
     Raises ``ValueError`` if there is none, naming those there are, and :class:`ModelError` if an installed one is
     damaged or is not what its manifest describes.
     """
+    path = path_of(name)
     if name.endswith(".safetensors"):
-        path = Path(name)
-        if not path.is_file():
+        if path is None:
             raise ValueError(f"there is no model file {name}")
         return _load(path)
-    for folder in search_path():
-        path = folder / f"{name}.safetensors"
-        if os.sep not in name and path.is_file():
-            _check_manifest(path)
-            return _load(path)
+    if path is not None:
+        _check_manifest(path)
+        return _load(path)
     known = sorted({p.stem for p in installed()})
     raise ValueError(f"no model {name!r} is installed; there are: {', '.join(known) or 'none'}")
 
@@ -256,12 +266,15 @@ def model_by_identity(identity: bytes, name: str = "") -> AnyModel:
     Raises ``OSError`` if it is not installed, which says where to put it, and its ``name`` if the file told it.
     """
     with _lock:
-        if identity in _loaded:
-            return _loaded[identity]
+        known = _loaded.get(identity)
+        if known is not None and identity_or_none(known.path) == identity:
+            return known
         # Large files are read whole to identify them: first those whose manifests say that they are it.
         for path in sorted(installed(), key=lambda p: manifest_of(p).get("identity") != identity.hex()):
             if identity_or_none(path) == identity:
                 return _load(path)
+        if known is not None:  # its file is gone, which it may not need any more
+            return known
     others = [p for p in installed() if p.stem == name]
     raise OSError(
         f"this LIC file was written with the model {f'{name!r} ' if name else ''}{identity.hex()}, which is not "
@@ -298,7 +311,8 @@ def _load(path: Path) -> AnyModel:
     """Read a model file; :class:`ModelError` if it is none or is not exact."""
     with _lock:
         identity = identity_of(path)
-        if identity not in _loaded:
+        # Of what is read when it is asked for, a file that was replaced meanwhile has nothing; this copy has.
+        if identity not in _loaded or identity_or_none(_loaded[identity].path) != identity:
             with reading(path), on_threads():
                 _loaded[identity] = _read(path, identity)
         return _loaded[identity]
@@ -367,6 +381,8 @@ def _read(path: Path, identity: bytes) -> AnyModel:
     contexts = {name: Division(**shape) for name, shape in about.get("contexts", {}).items()}
     hyper = contexts.pop(HYPER, None)
     _check_shapes(part, arch)
+    if len(tables) > MAX_TABLES:
+        raise ValueError(f"{path} is damaged: it has {len(tables)} probability tables, more than {MAX_TABLES}")
     exact = ExactHyperSynthesis(part, len(tables))
     lattice, distortion = about.get("lattice"), about.get("distortion", "mse")
     # Whatever lies on a lattice is coded, though wider steps lower its scale index.

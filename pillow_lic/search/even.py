@@ -29,12 +29,14 @@ TINY = 1e-5
 ROUNDS, HALVINGS = 8, 30
 
 
-def even_levels(probes: tuple[int, ...], similarity: NDArray[np.float32], bits: NDArray[np.float64]) -> Levels:
+def even_levels(
+    probes: tuple[int, ...], similarity: NDArray[np.float32], bits: NDArray[np.float64], shown: tuple[int, int]
+) -> Levels:
     """The levels (rows, columns) for about as many bits as level 0 takes everywhere.
 
     ``similarity`` (probes, 8 rows, 8 columns) is the SSIM of each 8x8 pixels, ``bits`` (probes, rows, columns)
     what each level's area takes, if all have the level that a probe names; between, dissimilarity and bits are
-    interpolated geometrically.
+    interpolated geometrically.  The first ``shown`` rows and columns of blocks are the picture's, others do not count.
 
     Minimises the sum of how far blocks fall below a threshold, and a little of all dissimilarity, plus mu times
     the bits, with mu such that the bits suffice and the threshold such that 5 % of blocks fall below it.
@@ -44,13 +46,16 @@ def even_levels(probes: tuple[int, ...], similarity: NDArray[np.float32], bits: 
     budget = cost[REACH].sum()
     rows, columns = bits.shape[1:]
     chosen = np.full((rows, columns), REACH)
-    threshold = np.quantile(quality[REACH], WORST)
+    inside = np.s_[: shown[0], : shown[1]]
+    threshold = np.quantile(quality[REACH][inside], WORST)
+    seen = np.zeros(quality.shape[1:])
+    seen[inside] = 1
     for _ in range(ROUNDS):
-        lack = np.maximum(threshold - quality, 0) + REST * (1 - quality)
+        lack = seen * (np.maximum(threshold - quality, 0) + REST * (1 - quality))
         lack = lack.reshape(every.size, rows, BLOCKS, columns, BLOCKS).sum(axis=(2, 4))
         chosen = _cheapest(lack, cost, budget)
-        shown = np.take_along_axis(quality, chosen.repeat(BLOCKS, 0).repeat(BLOCKS, 1)[None], 0)
-        threshold = (threshold + np.quantile(shown, WORST)) / 2
+        found = np.take_along_axis(quality, chosen.repeat(BLOCKS, 0).repeat(BLOCKS, 1)[None], 0)[0]
+        threshold = (threshold + np.quantile(found[inside], WORST)) / 2
     levels: Levels = every[chosen].astype(np.int8)
     return levels
 

@@ -63,6 +63,19 @@ def largest(
     return None
 
 
+def largest_of_few(wanted: float, codes: int, attempt: Callable[[int], tuple[T, float]]) -> T | None:
+    """The same where values rise by leaps, as those of a few networks do: by halving."""
+    best, low, high = None, -1, codes + 1
+    while high - low > 1:
+        code = (low + high) // 2
+        result, value = attempt(code)
+        if value <= wanted:
+            best, low = result, code
+        else:
+            high = code
+    return best
+
+
 def _solve(known: dict[int, float], wanted: float) -> int:
     """The code that values interpolated between known codes would put at ``wanted``."""
     codes = sorted(known)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pillow_lic.distortions import DISTORTIONS, MS_SSIM_SIDE
+from pillow_lic.distortions import DISTORTIONS, MS_SSIM_SIDE, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class TileView:
     inverse_gain  (M, 1, 1)
     factor        (h, w) or (M, h, w): how many times finer than nominal the tile's own steps are, or None
     fineness      (h, w): how many times finer they are meant to be, or None
-    weight        lambda: bits a pixel for each unit of mean distortion; of squared error more where steps are finer
+    weight        lambda: bits a pixel for each unit of mean distortion; of squared errors more where steps are finer
     measure       one of :data:`DISTORTIONS`
     """
 
@@ -42,8 +42,8 @@ class TileView:
 
     @property
     def measurable(self) -> bool:
-        """Whether the distortion is defined for a tile of this size."""
-        return self.measure != "ms-ssim" or min(self.pixels.shape[2:]) >= MS_SSIM_SIDE
+        """Whether the distortion is defined for a tile of this size, and can count more where steps are finer."""
+        return self.measure != "ms-ssim" or (self.fineness is None and min(self.pixels.shape[2:]) >= MS_SSIM_SIDE)
 
     def distortion(self, values: Tensor) -> Tensor:
         """Distortion in bits for the values (n,) of the coded latents, in the order of ``coded``."""
@@ -56,10 +56,11 @@ class TileView:
         inside = torch.nn.functional.pad(torch.ones_like(self.mean[:1], dtype=torch.bool), place)
         latents = torch.where(inside, own, self.around[0]) * self.inverse_gain
         output = self.synthesis(latents[None].contiguous(memory_format=torch.channels_last))
+        shown, pixels = output.float(), self.pixels
         area = output.shape[2] * output.shape[3]
-        if self.fineness is not None and self.measure == "mse":
-            # What the encoder was asked for: squared errors count by the square of the steps' fineness.
-            spread = torch.nn.functional.pad(self.fineness, place, value=1.0)[None, None].square()
-            weights = torch.nn.functional.interpolate(spread, scale_factor=output.shape[2] // spread.shape[2])
-            return (weights * (output.float() - self.pixels).square()).sum() * (self.weight / 3)
-        return DISTORTIONS[self.measure](output.float(), self.pixels).sum() * (self.weight * area)
+        if self.fineness is None:
+            return DISTORTIONS[self.measure](shown, pixels).sum() * (self.weight * area)
+        # What the encoder was asked for: squared errors count by the square of the steps' fineness.
+        spread = torch.nn.functional.pad(self.fineness, place, value=1.0)[None, None].square()
+        asked = torch.nn.functional.interpolate(spread, scale_factor=output.shape[2] // spread.shape[2])
+        return (asked * WEIGHTS[self.measure](shown, pixels) * (shown - pixels).square()).sum() * (self.weight / 3)

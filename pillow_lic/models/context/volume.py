@@ -11,9 +11,11 @@ window of the latent's own channel stands beside the network.
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,6 +23,8 @@ from pillow_lic.models.context.network import RATIO_LIMIT, QualityLinear
 from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.hyperprior import HYPER_SLOPE, INDEX_GAIN, SCALES, SKIP, scale_of
 from pillow_lic.models.transforms import Architecture, at_quality
+
+Grid = TypeVar("Grid", Tensor, NDArray[np.int32])
 
 REACH = 2
 """Rows and columns that the kernel reaches to each side in the latent's own channel; 1 in the others."""
@@ -37,7 +41,7 @@ class Tap(NamedTuple):
     column: int
 
 
-def wave_of(channel: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def wave_of(channel: Grid, row: Grid, column: Grid) -> Grid:
     """When latents are decoded: those of one number together."""
     return channel + column + 3 * row
 
@@ -56,7 +60,7 @@ OWN = sum(t.back == 0 for t in TAPS)
 
 def offsets(rows: int, columns: int) -> Tensor:
     """Distances of the taps in a flat volume of so many padded rows and columns."""
-    return torch.tensor([-(t.back * rows - t.row) * columns + t.column for t in TAPS])
+    return torch.tensor([-(t.back * rows - t.row) * columns + t.column for t in TAPS], device="cpu")
 
 
 def padded(volume: Tensor) -> Tensor:

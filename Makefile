@@ -15,7 +15,7 @@ REFERENCE := $(wildcard ../shared/data/reference/kodak)
 STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest
-PLUGIN_TESTS := $(addprefix tests/test_,$(addsuffix .py,animation draft golden imageio modes pillow region))
+PLUGIN_TESTS := $(addprefix tests/test_,$(addsuffix .py,animation batch_metadata draft golden imageio modes pillow progressive region salvage))
 
 # Comparisons with CompressAI, which needs NumPy below 2: an environment of their own.
 BESIDE := .venv-compressai

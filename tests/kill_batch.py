@@ -1,12 +1,13 @@
 """Kills conversions at random moments, takes them up again, and compares with an undisturbed one.
 
-python tests/kill_batch.py --rounds 20 main worker cluster
+python tests/kill_batch.py --rounds 20 interrupt main worker cluster
 """
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import os
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -33,7 +35,7 @@ def make_photos(folder: Path, count: int) -> None:
         for n in range(count):
             path = folder / ("even" if n % 2 else "odd") / f"{n:03}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.crop((n % 60, n % 50, n % 60 + 64, n % 50 + 64)).save(path)
+            image.crop((n % 60, n % 50, n % 60 + 192, n % 50 + 140)).save(path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -45,9 +47,13 @@ def identities(folder: Path) -> dict[Path, tuple[int, int]]:
     return {p: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("*.lic")}
 
 
-def start(photos: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(photos: Path, out: Path, *, new_session: bool = False) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-m", "pillow_lic", "convert", photos, out, "--jobs", "2", "--threads", "1"]
-    return subprocess.Popen([str(a) for a in argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    heard = subprocess.PIPE if new_session else subprocess.DEVNULL
+    return subprocess.Popen(
+        [str(a) for a in argv], stdout=subprocess.DEVNULL, stderr=heard, start_new_session=new_session,
+        env=os.environ | {"TQDM_DISABLE": "1"},
+    )  # fmt: skip
 
 
 def wait_for_targets(out: Path, count: int) -> None:
@@ -59,7 +65,12 @@ def wait_for_targets(out: Path, count: int) -> None:
 
 def workers_of(pid: int) -> list[psutil.Process]:
     """The processes below one that load pillow-lic, without multiprocessing's own helper."""
-    return [p for p in psutil.Process(pid).children() if "resource_tracker" not in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process(pid).children():
+        with suppress(psutil.Error):  # it has ended meanwhile
+            if "resource_tracker" not in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def kill_main(photos: Path, out: Path, expected: dict[str, bytes], moment: float) -> int:
@@ -73,6 +84,25 @@ def kill_main(photos: Path, out: Path, expected: dict[str, bytes], moment: float
     assert not psutil.wait_procs(workers, timeout=20)[1], "workers outlive the command"
     done = identities(out)
     assert all(path.read_bytes() == expected[path.relative_to(out).as_posix()] for path in done)
+    convert([photos], out, jobs=1, options=ONE_THREAD)
+    assert contents(out) == expected
+    assert {path: identities(out)[path] for path in done} == done, "something was converted twice"
+    return len(done)
+
+
+def interrupt(photos: Path, out: Path, expected: dict[str, bytes], moment: float) -> int:
+    """Ctrl-C, which reaches the command and its workers: it says so, and the next one goes on."""
+    process = start(photos, out, new_session=True)
+    wait_for_targets(out, max(1, int(moment)))
+    time.sleep(moment % 1 * 0.1)
+    workers = workers_of(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 1
+    assert said.splitlines()[-1] == "lic convert: interrupted"
+    assert "Traceback" not in said
+    assert not psutil.wait_procs(workers, timeout=20)[1], "workers outlive the command"
+    done = identities(out)
     convert([photos], out, jobs=1, options=ONE_THREAD)
     assert contents(out) == expected
     assert {path: identities(out)[path] for path in done} == done, "something was converted twice"
@@ -119,7 +149,7 @@ def kill_cluster_worker(photos: Path, out: Path, expected: dict[str, bytes], mom
     return len(done)
 
 
-KINDS = {"main": kill_main, "worker": kill_worker, "cluster": kill_cluster_worker}
+KINDS = {"interrupt": interrupt, "main": kill_main, "worker": kill_worker, "cluster": kill_cluster_worker}
 
 
 def run(kind: str, rounds: int, count: int, seed: int, folder: Path) -> list[int]:

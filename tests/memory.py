@@ -62,7 +62,8 @@ def measured(width: int, height: int, tile: int, *, small: bool) -> int:
         make = [sys.executable, __file__, *option, "--make", str(width), str(height), str(tile), path]
         subprocess.run(make, check=True)
         opened = [sys.executable, __file__, *option, "--open", path]
-        return int(subprocess.run(opened, check=True, capture_output=True, text=True).stdout)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # each has buffers of its own
+        return int(subprocess.run(opened, check=True, capture_output=True, text=True, env=one_thread).stdout)
 
 
 def make(width: int, height: int, tile: int, path: str, *, small: bool) -> None:

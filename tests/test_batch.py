@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -492,12 +493,22 @@ def test_an_archive_is_opened_once_in_a_process(tmp_path: Path) -> None:
 def test_options_that_say_no_more_than_the_defaults_change_nothing(photos: Path) -> None:
     """A later version's new option must not have everything converted again."""
 
-    def origin(**given: Any) -> plan.Origin:
-        settings = plan.Settings(".lic", EncoderOptions(**given), locate(photos))
-        return plan._origin(locate(photos / "a.png"), {"size": 1, "mtime": 2.0}, settings)
+    def asked(**given: Any) -> str:
+        return plan._asked(plan.Settings(".lic", EncoderOptions(**given), locate(photos)))
 
-    assert origin().settings == plan._hash([".lic", {}]) == origin(quality=4).settings
-    assert origin(quality=5).settings == plan._hash([".lic", {"quality": 5.0}]) != origin().settings
+    assert asked() == plan._hash([".lic", {}]) == asked(quality=4)
+    assert asked(quality=5) == plan._hash([".lic", {"quality": 5.0}]) != asked()
+    assert asked(model="mse") == plan._hash([".lic", {"model": "mse"}])
+
+
+def test_another_model_under_the_same_name(photos: Path, tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden"
+    model = Path(shutil.copy(golden / "lattice.safetensors", tmp_path / "own.safetensors"))
+    options = EncoderOptions(model=str(model))
+    assert counts(convert([photos], tmp_path / "out", options=options, jobs=1)) == (3, 0, 0)
+    assert counts(convert([photos], tmp_path / "out", options=options, jobs=1)) == (0, 3, 0)
+    shutil.copy(golden / "golden.safetensors", model)
+    assert counts(convert([photos], tmp_path / "out", options=options, jobs=1)) == (3, 0, 0)
 
 
 def test_cores_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,9 +527,5 @@ def test_processes_that_never_begin(photos: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_default_device_is_one_in_worker_processes(photos: Path, tmp_path: Path) -> None:
-    before = pillow_lic.options.defaults
     pillow_lic.set_defaults(device="cuda:99")
-    try:
-        assert counts(convert([photos], tmp_path / "out", jobs=2)) == (3, 0, 0)
-    finally:
-        pillow_lic.options.defaults = before
+    assert counts(convert([photos], tmp_path / "out", jobs=2)) == (3, 0, 0)

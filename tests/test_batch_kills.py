@@ -14,7 +14,7 @@ from pillow_lic.batch import convert, worker
 from pillow_lic.batch.plan import Settings, Task
 
 
-@pytest.mark.parametrize("kind", ["main", "worker", "cluster"])
+@pytest.mark.parametrize("kind", ["interrupt", "main", "worker", "cluster"])
 def test_a_killed_conversion_ends_as_an_undisturbed_one(kind: str, tmp_path: Path) -> None:
     (done,) = kill_batch.run(kind, 1, 24, 3, tmp_path)  # after five or six files
     assert 0 < done < 24

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,9 @@ def test_failures(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["transcode", str(target), str(tmp_path / "y.lic"), "--context", "magic"], 2, "context must be"),
         (["bench", str(tmp_path / "nowhere")], 1, "no images"),
         (["bench", str(tmp_path), "--codecs", "gif"], 2, "no codec 'gif'"),
+        (["bench", str(tmp_path), "--contexts", "--crop", "64"], 2, "--contexts takes no --crop"),
+        (["bench", str(tmp_path), "--variants", "scalar", "--codecs", "jpeg"], 2, "--variants takes no --codecs"),
+        (["bench", str(tmp_path), "--profile", "--codecs", "jpeg"], 2, "with the defaults, without --codecs"),
     ]
     for argv, code, message in cases:
         assert main(argv) == code, argv
@@ -103,13 +108,15 @@ def test_a_missing_package_names_its_extra(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = extras.find_spec
-    missing = {"matplotlib", "bjontegaard", "distributed"}
+    missing = {"matplotlib", "bjontegaard", "distributed", "psutil"}
     monkeypatch.setattr(extras, "find_spec", lambda name: None if name in missing else found(name))
     recipe = str(Path(__file__).parent.parent / "recipes" / "fine-tune.toml")
     folders = [str(source.parent), str(tmp_path / "out") + "/"]
     train = [recipe, "--data", folders[0], "--validation", folders[0], "--run", folders[1]]
     for extra, names, argv in (
         ("bench", "bjontegaard and matplotlib", ["bench", folders[0]]),
+        ("bench", "bjontegaard", ["bench", folders[0], "--variants", "scalar", "h24"]),
+        ("bench", "psutil", ["bench", folders[0], "--profile", "--throughput", "2"]),
         ("train", "bjontegaard", ["train", *train, "--output", str(tmp_path / "x.safetensors")]),
         ("dask", "distributed", ["convert", *folders, "--engine", "dask", "--scheduler", "tcp://127.0.0.1:1"]),
     ):
@@ -183,8 +190,23 @@ def test_bench_of_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     second = capsys.readouterr().out.splitlines()[2]
     assert second.split()[:4] == ["autoregressive,", "scalar,", "effort", "0"]
     assert float(second.split()[4]) < 0
+    assert main([*argv[:6], "2", "--output", argv[-1], "--variants", "none/scalar"]) == 0  # no curve, no BD-rate
+    assert capsys.readouterr().out.splitlines()[1].split()[4:6] == ["+nan", "+nan"]
     for wrong in ("scalar:x", "scalar:10", "magic", "magic/scalar", "none/"):
         assert main([*argv, "--variants", wrong]) == 2
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    """The first command of the README, on a small picture."""
+    with Image.open(IMAGES / "astronaut.png") as image:
+        image.crop((0, 0, 192, 176)).save(tmp_path / "a.png")
+    demo = Path(__file__).parent.parent / "examples" / "demo.py"
+    argv = [sys.executable, str(demo), str(tmp_path / "a.png")]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "a, 192 x 176" in done.stdout
+    names = [f"a-q{quality}.lic" for quality in ("1.5", "3", "5", "7")]
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == [*names, "a.png"]
 
 
 SMALL_RECIPE = """

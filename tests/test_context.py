@@ -71,8 +71,10 @@ def division(request: pytest.FixtureRequest) -> str:
 @contextmanager
 def without_onednn() -> Iterator[None]:
     torch._C._set_mkldnn_enabled(False)
-    yield
-    torch._C._set_mkldnn_enabled(True)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 @contextmanager
@@ -82,9 +84,11 @@ def bfloat16_products() -> Iterator[None]:
     before = [part.fp32_precision for part in parts]
     for part in parts:
         part.fp32_precision = "bf16"
-    yield
-    for part, value in zip(parts, before, strict=True):
-        part.fp32_precision = value
+    try:
+        yield
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.fp32_precision = value
 
 
 def tiny_model(division: str = "sliced") -> HyperpriorModel:

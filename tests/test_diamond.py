@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import coded, pixels_of, psnr
+from conftest import coded, pixels_of, psnr, threads
 from PIL import Image
-from test_exact import threads
 
 import pillow_lic
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
@@ -86,14 +85,15 @@ def test_tiles_masks_threads_and_sizes(tiny: str, part: Image.Image) -> None:
     mask = Image.linear_gradient("L").resize(part.size)
     options = {"model": tiny, "quantizer": "diamond", "context": "staircase", "tile": 64, "roi": mask}
     data = coded(part, **options)
-    expected = pixels_of(data)
-    with threads(1):
-        assert coded(part, **options) == data
-        assert np.array_equal(pixels_of(data), expected)
+    expected, again = pixels_of(data), pillow_lic.transcode(data, "none")
+    with threads(3):
+        assert pillow_lic.transcode(data, "none") == again
+        assert np.abs(pixels_of(data).astype(int) - expected).max() <= 1
     for size in ((1, 1), (16, 33), (70, 16)):
         assert pixels_of(coded(part.resize(size), model=tiny, quantizer="diamond")).shape == (size[1], size[0], 3)
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_the_shipped_model_gains_by_it(photo: Image.Image) -> None:
     def cost(quantizer: str) -> float:
         data = coded(photo, quantizer=quantizer, quality=5)
@@ -103,6 +103,7 @@ def test_the_shipped_model_gains_by_it(photo: Image.Image) -> None:
     assert cost("e8") < cost("diamond") < cost("scalar")
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_effort_searches_it(part: Image.Image) -> None:
     weight = float(rate_weight(6.0))
     losses = [

@@ -95,7 +95,7 @@ def test_process_pools(folder: Path, method: str, work: Callable[[Path], tuple[i
         pytest.skip(f"this system cannot {method}")
     assert size_of(folder / "cats/a.lic") == (60, 50)  # the parent has used the codec already
     with multiprocessing.get_context(method).Pool(1) as pool:
-        assert len(pool.map(work, sorted(folder.rglob("*.lic")))) == 4
+        assert pool.map(work, sorted(folder.rglob("*.lic"))) == 4 * [(60, 50) if work is size_of else (40, 30)]
 
 
 def test_datasets_of_hugging_face(folder: Path) -> None:

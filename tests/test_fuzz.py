@@ -6,6 +6,8 @@ import os
 import random
 import subprocess
 import sys
+import time
+import tracemalloc
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -41,6 +43,7 @@ def test_a_short_run(layer: str, count: int, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     result = run.run(layer, count, seed=7)
     assert sum(result["outcomes"].values()) == count  # type: ignore[attr-defined]
+    assert 0 <= result["grown_mb"] < 200  # type: ignore[operator]
 
 
 def test_every_layer_gets_past_the_door() -> None:
@@ -91,12 +94,20 @@ def test_any_change_of_a_right_file(name: str, rng: random.Random) -> None:
 @given(st.integers(0, 2**32), st.integers(0, 2**32), st.integers(0, 40))
 def test_a_false_header_makes_no_reader_wait_or_allocate(width: int, height: int, tile: int) -> None:
     chunk = cases.Chunk(b"HEAD", Header(width, height, "RGB", b"12345678", 0, tile=64 * tile).pack())
+    file = BytesIO(cases.assemble([chunk, cases.Chunk(b"FRAM", b"x" * 40)]))
+    started = time.process_time()
+    tracemalloc.start()
     try:
-        reader = Reader(BytesIO(cases.assemble([chunk, cases.Chunk(b"FRAM", b"x" * 40)])))
+        reader = Reader(file)
         reader.metadata()
         assert reader.frame(0).tiles
     except OSError:
         pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4 * 2**20
+    assert time.process_time() - started < 1
 
 
 def test_coverage_guided() -> None:
@@ -131,9 +142,10 @@ def test_a_planted_hang_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_planted_allocation_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = seeds.seeds()["grey"]
-    watcher, kept = Oracle(), []
-    for _ in range(300):
+    watcher, kept = Oracle(warm=20), []
+    for _ in range(30):
         watcher.read(right)
+    assert watcher.grown() < 2**24
     unpack = Header.unpack
     monkeypatch.setattr(Header, "unpack", lambda payload: kept.append(bytearray(b"x") * 2**28) or unpack(payload))
     with pytest.raises(BrokenPromiseError, match="grew by"):

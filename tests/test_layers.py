@@ -83,6 +83,7 @@ def test_a_library_that_saturates_is_found_out(monkeypatch: pytest.MonkeyPatch) 
     assert not layers.bytes_work.__wrapped__()
 
 
+@NATIVE
 @pytest.mark.parametrize("context", ["none", "staircase", "autoregressive"])
 def test_files_decode_alike_in_floating_point(
     context: str, small: Image.Image, in_floating_point: None, monkeypatch: pytest.MonkeyPatch
@@ -94,6 +95,7 @@ def test_files_decode_alike_in_floating_point(
     assert np.array_equal(pixels_of(data), plain)
 
 
+@NATIVE
 @pytest.mark.parametrize("which", [0, 1])
 def test_layers_in_bytes_and_in_floating_point_work_together(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some layers of a model may have sums that bytes cannot hold."""

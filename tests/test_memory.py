@@ -1,4 +1,4 @@
-"""Peak memory grows with the declared pixels, along a line; ``memory.py`` measures it for the shipped model."""
+"""Peak memory stays below a line through the declared pixels; ``memory.py`` measures it for the shipped model."""
 
 from __future__ import annotations
 

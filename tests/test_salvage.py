@@ -11,7 +11,7 @@ from unittest.mock import ANY
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from conftest import coded
+from conftest import coded, load
 from PIL import Image, ImageFile
 
 import pillow_lic
@@ -97,6 +97,26 @@ def test_a_flipped_bit_costs_its_tile_alone(tiled: bytes) -> None:
     assert np.array_equal(pixels, whole)
 
 
+def test_the_shipped_model_shows_all_but_what_a_lost_tile_reaches() -> None:
+    picture = load("coffee").resize((384, 256))
+    data = coded(picture, tile=128, quality=3)
+    whole, _ = opened(data)
+    _, tiles, start = parts(data)
+    damaged = bytearray(data)
+    damaged[start + sum(map(len, tiles[:2])) + 20] ^= 4  # the last one of the first row
+    pixels, said = opened(bytes(damaged))
+    assert said == [ANY]
+    assert (pixels[:128, 256:] == 128).all()
+    near = np.zeros(pixels.shape[:2], bool)
+    near[: 128 + 64, 256 - 64 :] = True
+    assert np.abs(pixels.astype(int) - whole)[~near].max() <= 1
+    assert np.abs(pixels.astype(int) - whole)[near].max() > 1
+    with Image.open(BytesIO(damaged)) as image:
+        with pytest.warns(UserWarning, match="tiles"):
+            image.thumbnail((96, 64))
+        assert image.size == (96, 64)
+
+
 def test_between_two_lost_tiles_nothing_is_certain(tiled: bytes) -> None:
     """Their lengths may be what is damaged, and then another tile stands in the place of the next."""
     _, tiles, start = parts(tiled)
@@ -106,7 +126,7 @@ def test_between_two_lost_tiles_nothing_is_certain(tiled: bytes) -> None:
     assert lost(opened(bytes(damaged))[0]) == [2, 3, 4, 5, 6, 7, 8]
 
 
-def flat_tiles(photo: Image.Image) -> bytes:
+def flat_tiles() -> bytes:
     """Tiles of equal length, each of another brightness: what a damaged index may take for each other."""
     picture = Image.new("L", (192, 64))
     for n in range(3):
@@ -135,7 +155,7 @@ def wrong_tiles(data: bytes, damaged: list[bytes]) -> int:
 
 
 def test_no_tile_is_shown_in_anothers_place(photo: Image.Image) -> None:
-    data = flat_tiles(photo)
+    data = flat_tiles()
     assert wrong_tiles(data, index_damages(data)) == 0
 
 
@@ -143,7 +163,7 @@ def test_a_planted_silent_corruption_is_found(photo: Image.Image, monkeypatch: p
     """Trusting the index, as long as checksums are right, shows tiles in the wrong places: the test above sees it."""
 
     monkeypatch.setattr(salvage, "pack", lambda model, tile, *_: ANY)
-    data = flat_tiles(photo)
+    data = flat_tiles()
     assert wrong_tiles(data, index_damages(data)) > 0
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from pillow_lic.atomic import PARTIAL
 from pillow_lic.batch.files import File, Info, changed, files_below, reaching, read, version, write
+from pillow_lic.models.finding import identity_of, is_shipped, path_of
 from pillow_lic.options import EncoderOptions
 from pillow_lic.plugin import EXTENSION
 
@@ -140,7 +141,7 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
     """Decide what is to be converted; changes nothing."""
     # A store is asked once for all it has; a local folder may have a million other files, and is asked for each.
     there = None if isinstance(target.fs, LocalFileSystem) else files_below(target)
-    plan = Plan(record=_read_record(target))
+    plan, asked = Plan(record=_read_record(target)), _asked(settings)
     seen: dict[str, File] = {}
 
     def unreadable(error: OSError) -> None:
@@ -158,7 +159,7 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
             if own.is_same(source):
                 raise FileExistsError("would be replaced by its own conversion")
             found = own.info() if there is None else there.get(place)
-            task = _task(plan, place, Task(source, own), found, _origin(source, info, settings), overwrite, info)
+            task = _task(plan, place, Task(source, own), found, _origin(source, info, asked), overwrite, info)
         except OSError as error:
             plan.failures.append((source, str(error)))
             continue
@@ -254,18 +255,26 @@ def _is_done(entry: Entry | None, origin: Origin, shown: str | None, target: Inf
     return times[0] is not None and times[1] is not None and times[0] >= times[1]
 
 
-def _origin(source: File, info: Info, settings: Settings) -> Origin:
+def _asked(settings: Settings) -> str:
+    """What is asked of every target."""
     # Where and by how many threads a picture is coded is nothing that anybody asks of the result.
     options = None
     if settings.suffix == EXTENSION:  # what says no more than the defaults is left out: later options change nothing
         given = asdict(replace(settings.options, device=None, threads=None))
         usual = asdict(EncoderOptions())
         options = {name: value for name, value in given.items() if value != usual[name]}
+        # A model of one's own may be another one under the same name; those that ship are as they are in this version.
+        if settings.options.model is not None and (path := path_of(settings.options.model)) and not is_shipped(path):
+            options["model"] = identity_of(path).hex()
+    return _hash([settings.suffix, options])
+
+
+def _origin(source: File, info: Info, asked: str) -> Origin:
     if isinstance(source.fs, LocalFileSystem):
         where: Any = os.path.realpath(source.path)
     else:  # of which there may be several: archives, servers
         where = [str(source), {k: v for k, v in source.fs.storage_options.items() if k in ("fo", "host", "port")}]
-    return Origin(*map(_hash, (where, [source.name, version(info)], [settings.suffix, options])))
+    return Origin(_hash(where), _hash([source.name, version(info)]), asked)
 
 
 def _hash(value: Any) -> str:

@@ -33,11 +33,13 @@ def decibel(similarity: float) -> float:
 def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> float:
     """Mean rate difference in % of ``test`` against ``anchor`` at equal distortion (akima).
 
-    Both are (bpp, dB) points.  NaN where the curves do not overlap.
+    Both are (bpp, dB) points.  NaN where the curves do not overlap, or one has no points.
     """
     import bjontegaard
 
     curves = [sorted((r, d) for r, d in curve if math.isfinite(d)) for curve in (anchor, test)]
+    if not all(curves):
+        return math.nan
     low = max(min(d for _, d in c) for c in curves)
     high = min(max(d for _, d in c) for c in curves)
     if low >= high:

@@ -18,11 +18,19 @@ Curve = list[tuple[float, float]]
 PUBLISHED = {
     "vtm.json": "VTM",
     "hm.json": "HM",
-    "compressai-mbt2018-mean_mse_cuda.json": "mbt2018-mean (CompressAI)",
     "compressai-bmshj2018-hyperprior_mse_cuda.json": "bmshj2018-hyperprior (CompressAI)",
+    "compressai-mbt2018-mean_mse_cuda.json": "mbt2018-mean (CompressAI)",
+    "compressai-mbt2018_mse_cuda.json": "mbt2018 (CompressAI)",
     "compressai-cheng2020-anchor_mse_cuda.json": "cheng2020-anchor (CompressAI)",
     "paper-elic2022_mse.json": "ELIC (paper)",
 }
+"""Codecs made for squared error, by file."""
+
+PUBLISHED_FOR_MS_SSIM = {
+    f"compressai-{name}_ms-ssim_cuda.json": f"{name} for MS-SSIM (CompressAI)"
+    for name in ("bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018", "cheng2020-anchor")
+}
+"""Codecs that were trained for MS-SSIM, likewise."""
 
 
 def psnr_curve(points: Sequence[Point]) -> Curve:
@@ -35,15 +43,19 @@ def ms_ssim_curve(points: Sequence[Point]) -> Curve:
     return [(p.bpp, decibel(p.ms_ssim)) for p in points if not math.isnan(p.ms_ssim)]
 
 
-def published_curves(folder: Path) -> dict[str, Curve]:
-    """PSNR curves of other codecs in CompressAI's layout, for plots beside ours."""
-    found = {}
-    for file, name in PUBLISHED.items():
+def published_curves(folder: Path) -> tuple[dict[str, Curve], dict[str, Curve]]:
+    """Curves of other codecs in CompressAI's layout, by name: PSNR, of those made for it, and MS-SSIM in dB."""
+    psnr: dict[str, Curve] = {}
+    similarity: dict[str, Curve] = {}
+    for file, name in (PUBLISHED | PUBLISHED_FOR_MS_SSIM).items():
         path = folder / file
         if path.is_file():
             results = json.loads(path.read_text(encoding="utf-8"))["results"]
-            found[name] = list(zip(results["bpp"], results.get("psnr-rgb", results.get("psnr")), strict=True))
-    return found
+            if file in PUBLISHED:
+                psnr[name] = list(zip(results["bpp"], results.get("psnr-rgb", results.get("psnr")), strict=True))
+            if values := results.get("ms-ssim-rgb"):
+                similarity[name] = list(zip(results["bpp"], map(decibel, values), strict=True))
+    return psnr, similarity
 
 
 def bd_table(test: Curve, anchors: Mapping[str, Curve]) -> dict[str, float]:
@@ -74,10 +86,10 @@ def points_text(codec: Codec, points: Sequence[Point]) -> str:
 
 def bd_text(test: str, psnr: Mapping[str, float], similarity: Mapping[str, float]) -> str:
     """The BD-rate table as lines of text."""
-    lines = [f"BD-rate of {test}, %", f"{'against':<36}   PSNR  MS-SSIM"]
-    for name in psnr:
-        other = f"{similarity[name]:+8.1f}" if name in similarity else "       -"
-        lines.append(f"{name:<36} {psnr[name]:+6.1f} {other}")
+    lines = [f"BD-rate of {test}, %", f"{'against':<38}    PSNR  MS-SSIM"]
+    for name in {**psnr, **similarity}:
+        values = (f"{found[name]:+8.1f}" if name in found else "       -" for found in (psnr, similarity))
+        lines.append(f"{name:<38}{' '.join(values)}")
     return "\n".join(lines)
 
 
@@ -90,15 +102,20 @@ def write_json(folder: Path, codecs: Sequence[Codec], measurements: Sequence[Mea
             "q": [p.setting for p in points],
             "bpp": [p.bpp for p in points],
             "psnr-rgb": [p.psnr for p in points],
-            "ms-ssim-rgb": [p.ms_ssim for p in points],
+            "ms-ssim-rgb": [_or_null(p.ms_ssim) for p in points],
             "encoding_time": [p.encode for p in points],
             "decoding_time": [p.decode for p in points],
         }
         value = {"name": codec.name, "description": codec.describe(), "results": results}
         name = codec.name.lower().replace(" ", "").replace(",", "-")
         (folder / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    every = [asdict(m) for m in measurements]
+    every = [asdict(m) | {"ms_ssim": _or_null(m.ms_ssim)} for m in measurements]
     (folder / "measurements.json").write_text(json.dumps(every, indent=0) + "\n", encoding="utf-8")
+
+
+def _or_null(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
 
 
 def write_plot(path: Path, curves: Mapping[str, Curve], unit: str, title: str) -> None:

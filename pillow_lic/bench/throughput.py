@@ -79,7 +79,8 @@ def run(argv: Sequence[Any]) -> Run:
             largest = max(largest, total)
         except psutil.Error:
             pass
-        time.sleep(0.5)  # counting pages takes milliseconds a process
+        with suppress(subprocess.TimeoutExpired):  # counting pages takes milliseconds a process
+            process.wait(timeout=0.5)
     if process.returncode:
         raise OSError(f"{argv} failed")
     return Run(time.perf_counter() - started, spent() - before, largest)

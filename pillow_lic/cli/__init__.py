@@ -19,6 +19,11 @@ from pillow_lic.cli.common import UsageError
 
 __all__ = ["main"]
 
+FAILURES = (
+    OSError, ValueError, TypeError, ImportError, ArithmeticError, MemoryError, Image.DecompressionBombError,
+)  # fmt: skip
+"""What ends a command with a message."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
@@ -33,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (OSError, ValueError, TypeError, ImportError, ArithmeticError, Image.DecompressionBombError) as error:
-        print(f"lic {args.command}: {error}", file=sys.stderr)
+    except FAILURES as error:
+        print(f"lic {args.command}: {error or 'out of memory'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"lic {args.command}: interrupted", file=sys.stderr)

@@ -12,8 +12,14 @@ from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, positive
 from pillow_lic.extras import need
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
-COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities")
+COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities", "codecs", "variants", "contexts")
 """Options of the comparison alone: what it encodes with, and what it takes of each image."""
+
+ALONE = {
+    "contexts": ("context", "quantizer", "effort", "crop", "qualities", "codecs", "variants", "reference"),
+    "variants": ("context", "quantizer", "effort", "codecs", "reference"),
+}
+"""What stands in for the comparison with other codecs, and the options that say nothing to it."""
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,8 +55,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Code every image of a folder with every codec and report sizes, distortions, times and BD-rates."""
-    need("bench", "bjontegaard", "matplotlib")  # not after hours of work
-    if args.throughput or args.profile or args.cold_start or args.scaling:
+    for one, unheard in ALONE.items():
+        if getattr(args, one) and (given := [name for name in unheard if getattr(args, name)]):
+            raise UsageError(f"--{one} takes no --{given[0].replace('_', '-')}")
+    need("bench", *_packages(args))  # not after hours of work
+    if _is_speed(args):
         given = [name for name, value in args.unsaid.items() if getattr(args, name) != value]
         if given:
             raise UsageError(f"speed is measured with the defaults, without --{given[0]}")
@@ -63,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from pillow_lic.bench import codecs, contexts, measure, report, variants
+    from pillow_lic.distortions import MS_SSIM_SIDE
 
     try:
         pillow_lic.set_defaults(model=args.model, context=args.context, quantizer=args.quantizer, effort=args.effort)
@@ -82,26 +92,29 @@ def run(args: argparse.Namespace) -> None:
             bar.update(done - bar.n)
 
         if args.contexts:
-            if args.crop or args.qualities or args.effort:
-                raise UsageError("--contexts takes no --crop, --qualities or --effort")
             print(contexts.text(contexts.compare(args.folder, args.model, on_step, images=args.images)))
             return
         measurements = measure.measure_folder(args.folder, selected, on_step, images=args.images, side=args.crop)
     if args.variants:
+        report.write_json(Path(args.output), selected, measurements)  # first: it is what took the time
         print(variants.text(variants.compare(measurements, selected)))
-        report.write_json(Path(args.output), selected, measurements)
         return
     points = {c.name: measure.mean_points(measurements, c) for c in selected}
     for codec in selected:
         print(report.points_text(codec, points[codec.name]) + "\n")
     output = Path(args.output)
     report.write_json(output, selected, measurements)
-    published = report.published_curves(Path(args.reference)) if args.reference else {}
+    published, published_similarity = report.published_curves(Path(args.reference)) if args.reference else ({}, {})
     psnr = {name: report.psnr_curve(p) for name, p in points.items()}
     similarity = {name: report.ms_ssim_curve(p) for name, p in points.items()}
     others = {name: curve for name, curve in psnr.items() if name != "LIC"}
     table = report.bd_table(psnr["LIC"], others | published)
-    table_similarity = report.bd_table(similarity["LIC"], {n: c for n, c in similarity.items() if n != "LIC" and c})
+    table_similarity = {}
+    if similarity["LIC"]:
+        others_similarity = {name: curve for name, curve in similarity.items() if name != "LIC" and curve}
+        table_similarity = report.bd_table(similarity["LIC"], others_similarity | published_similarity)
+    else:
+        print(f"no MS-SSIM: it needs pictures of {MS_SSIM_SIDE} pixels a side", file=sys.stderr)
     print(report.bd_text(codecs.LIC.describe(), table, table_similarity))
     if "AVIF" in others:
         by_image = sorted(report.per_image_bd(measurements, "AVIF").items(), key=lambda item: item[1])
@@ -112,6 +125,19 @@ def run(args: argparse.Namespace) -> None:
     if similarity["LIC"]:
         report.write_plot(output / "ms-ssim.png", {n: c for n, c in similarity.items() if c}, "MS-SSIM, dB", title)
     print(f"results in {output}", file=sys.stderr)
+
+
+def _is_speed(args: argparse.Namespace) -> bool:
+    return bool(args.throughput or args.profile or args.cold_start or args.scaling)
+
+
+def _packages(args: argparse.Namespace) -> list[str]:
+    """Those of the extra that what is asked for needs."""
+    if _is_speed(args):
+        return ["matplotlib"] * bool(args.scaling) + ["psutil"] * bool(args.scaling or args.throughput)
+    if args.contexts:
+        return []
+    return ["bjontegaard"] if args.variants else ["bjontegaard", "matplotlib"]
 
 
 def _speed(args: argparse.Namespace) -> None:

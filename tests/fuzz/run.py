@@ -80,7 +80,7 @@ def attempts(layer: str, oracle: Oracle, rng: Random) -> Callable[[], object]:
 
 def run(layer: str, count: int, seed: int, minutes: float | None = None) -> dict[str, object]:
     """Attempt so many cases, or for so many minutes; what came of them."""
-    oracle, rng = Oracle(), Random(seed)
+    oracle, rng = Oracle(warm=min(200, count // 4)), Random(seed)
     attempt = attempts(layer, oracle, rng)
     start = time.monotonic()
     done = 0
@@ -90,8 +90,9 @@ def run(layer: str, count: int, seed: int, minutes: float | None = None) -> dict
                 faulthandler.dump_traceback_later(240, exit=True)
             attempt()
             done += 1
-    except AssertionError:
-        Path(f"broken-{layer}-{seed}-{done}").write_bytes(oracle.last)
+    except Exception:
+        for suffix, content in ({"": oracle.last} | dict(oracle.beside)).items():
+            Path(f"broken-{layer}-{seed}-{done}{suffix}").write_bytes(content)
         raise
     finally:
         faulthandler.cancel_dump_traceback_later()

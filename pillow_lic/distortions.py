@@ -35,17 +35,12 @@ def dissimilarity(output: Tensor, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sensitivity(output: Tensor, pixels: Tensor) -> Tensor:
-    """A weight likewise, by the original alone."""
-    weight = loss_of_ssim(pixels)
-    return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
-
-
-def loss_of_ssim(pixels: Tensor) -> Tensor:
-    """What SSIM loses by a squared error, about: 1 / (2 variance + C2), with the variance of each colour around each
-    pixel, and ``CALM`` besides, so that the flattest parts do not take all the bits.
+    """A weight likewise: 1 / (2 variance + C2), with the variance of each colour around each pixel of the original, and
+    ``CALM`` besides, so that the flattest parts do not take all the bits.
     """
     variance = (_blur(pixels**2) - _blur(pixels) ** 2).clamp(min=0)
-    return 1 / (2 * variance + C2 + CALM)
+    weight = 1 / (2 * variance + C2 + CALM)
+    return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def ms_ssim(output: Tensor, pixels: Tensor) -> Tensor:

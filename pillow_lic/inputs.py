@@ -25,6 +25,10 @@ FOREIGN_PROFILES = {"L": (b"CMYK", b"Lab "), "RGB": (b"CMYK", b"Lab ", b"GRAY")}
 """Colour spaces of ICC profiles that no picture in a mode can have; they are in bytes 16 to 20 (ICC.1, 7.2.6)."""
 
 
+NO_EXIF = (b"MM\0*\0\0\0\x08" + bytes(6), b"II*\0\x08\0\0\0" + bytes(6))
+"""EXIF without a tag, as ``getexif()`` of an image without any gives it."""
+
+
 def check_pixels(array: NDArray[np.generic]) -> str:
     """The mode of an array of pixels: "L" for (H, W), "LA", "RGB", "RGBA" for (H, W, 2 to 4).
 
@@ -167,8 +171,9 @@ def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
     from pillow_lic import container
 
     found = {name: options.get(name) for name in container.METADATA}
-    if isinstance(exif := found["exif"], Image.Exif):
-        found["exif"] = None if _is_empty(exif) else exif.tobytes()
+    if isinstance(found["exif"], Image.Exif):
+        data = found["exif"].tobytes()
+        found["exif"] = None if data[6:] in NO_EXIF else data
     for name in ("xmp", "comment"):
         if isinstance(text := found[name], str):
             found[name] = text.encode("utf-8")
@@ -185,14 +190,9 @@ def metadata_from(options: Mapping[str, Any]) -> dict[str, bytes]:
     given = {name: bytes(value) for name, value in found.items() if value}
     if "exif" in given:
         given["exif"] = whole_exif(given["exif"])
-    for name, data in given.items():
-        container.check_length(name, data)
+    for name, value in given.items():
+        container.check_length(name, value)
     return given
-
-
-def _is_empty(exif: Image.Exif) -> bool:
-    """Whether there is nothing in it, as in ``getexif()`` of an image without; ``len`` leaves out directories."""
-    return exif.tobytes()[6:] in (b"MM\0*\0\0\0\x08" + bytes(6), b"II*\0\x08\0\0\0" + bytes(6))
 
 
 def shown_metadata(metadata: Mapping[str, bytes]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import coded, pixels_of
 from PIL import Image, ImageFile, ImageSequence
+from PIL.PngImagePlugin import PngInfo
 
 import pillow_lic
 from pillow_lic import container
@@ -111,6 +112,18 @@ def test_a_film_goes_on_when_its_file_object_is_closed(film: bytes, expected: li
     parsed = parser.close()
     parsed.seek(1)
     assert np.array_equal(parsed, expected[1])
+
+
+def test_a_loop_that_is_text(frames: list[Image.Image], tmp_path: Path) -> None:
+    """A PNG's text may have any name."""
+    text = PngInfo()
+    text.add_text("loop", "yes")
+    frames[0].save(tmp_path / "x.png", pnginfo=text)
+    with Image.open(tmp_path / "x.png") as image:
+        image.load()
+        assert image.info["loop"] == "yes"
+        data = coded(image, save_all=True, append_images=frames[1:])
+    assert Image.open(BytesIO(data)).info["loop"] == 0
 
 
 def test_durations_of_the_images_themselves(frames: list[Image.Image], tmp_path: Path) -> None:

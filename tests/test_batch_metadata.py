@@ -119,6 +119,9 @@ def test_metadata_longer_than_a_segment_of_a_jpeg_file(picture: Image.Image, tmp
     exif[ExifTags.Base.Artist] = "a" * 66000
     picture.save(tmp_path / "y.lic", xmp=b"x" * 65505, comment="\u00f6" * 33000, exif=exif)
     assert not {"xmp", "comment", "exif"} & converted(tmp_path / "y.lic", tmp_path / "y.jpg").info.keys()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.save(tmp_path / "z.lic", exif=exif)
+    assert dict(converted(tmp_path / "z.lic", tmp_path / "z.jpg").getexif()) == {ExifTags.Base.Orientation: 6}
 
 
 def test_xmp_and_comment_go_to_every_format(picture: Image.Image, tmp_path: Path) -> None:

@@ -124,6 +124,18 @@ def test_a_missing_package_names_its_extra(
         assert f'{names} missing: pip install "pillow-lic[{extra}]"' in capsys.readouterr().err
 
 
+def test_full_memory_ends_a_command_with_a_message(
+    source: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pillow_lic.container.Reader.verify", full)
+    assert main(["convert", str(source), str(source.with_suffix(".lic"))]) == 0
+    assert main(["info", "--verify", str(source.with_suffix(".lic"))]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "lic info: MemoryError"
+
+
 def test_usage_errors_exit_with_two() -> None:
     for argv in ([], ["unknown"], ["convert", "one"]):
         with pytest.raises(SystemExit) as caught:
@@ -190,7 +202,7 @@ def test_bench_of_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     second = capsys.readouterr().out.splitlines()[2]
     assert second.split()[:4] == ["autoregressive,", "scalar,", "effort", "0"]
     assert float(second.split()[4]) < 0
-    assert main([*argv[:6], "2", "--output", argv[-1], "--variants", "none/scalar"]) == 0  # no curve, no BD-rate
+    assert main([*argv[:7], "2", "--output", argv[-1], "--variants", "none/scalar"]) == 0  # no curve, no BD-rate
     assert capsys.readouterr().out.splitlines()[1].split()[4:6] == ["+nan", "+nan"]
     for wrong in ("scalar:x", "scalar:10", "magic", "magic/scalar", "none/"):
         assert main([*argv, "--variants", wrong]) == 2

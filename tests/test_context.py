@@ -32,7 +32,7 @@ from pillow_lic.models.context.schedule import (
     view_of,
 )
 from pillow_lic.models.hyperprior import HyperpriorModel
-from pillow_lic.models.loading import load_model
+from pillow_lic.models.loading import load_model, model_by_identity
 from pillow_lic.models.transforms import Architecture
 from pillow_lic.training.export import write_model
 from pillow_lic.training.probabilities import make_tables
@@ -420,3 +420,11 @@ def test_context_models_are_read_when_asked_for(tiny: str, tmp_path: Path, monke
     fresh.write_bytes(data)
     with pytest.raises(ValueError, match="replaced while it was in use"):
         replaced.context("channel", CPU)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert load_model(str(copy)).context("channel", CPU)
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
+    fresh.unlink()
+    assert model_by_identity(replaced.identity).path == copy
+    copy.unlink()
+    assert model_by_identity(replaced.identity).path == copy  # what is in memory works on

@@ -154,14 +154,13 @@ def wrong_tiles(data: bytes, damaged: list[bytes]) -> int:
     return wrong
 
 
-def test_no_tile_is_shown_in_anothers_place(photo: Image.Image) -> None:
+def test_no_tile_is_shown_in_anothers_place() -> None:
     data = flat_tiles()
     assert wrong_tiles(data, index_damages(data)) == 0
 
 
-def test_a_planted_silent_corruption_is_found(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_silent_corruption_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trusting the index, as long as checksums are right, shows tiles in the wrong places: the test above sees it."""
-
     monkeypatch.setattr(salvage, "pack", lambda model, tile, *_: ANY)
     data = flat_tiles()
     assert wrong_tiles(data, index_damages(data)) > 0

@@ -55,6 +55,8 @@ def options_for(image: Image.Image, form: str) -> dict[str, Any]:
     elif form == "TIFF":
         found["exif"] = _directory(found)
     elif form in ("JPEG", "MPO"):
+        if len(found.get("exif", b"")) > JPEG_ROOM["exif"]:
+            found["exif"] = _upright(found["exif"])
         for name, most in JPEG_ROOM.items():
             if len(_bytes(found.get(name, b""))) > most:
                 found[name] = b""  # not left out: Pillow takes the image's own comment then
@@ -121,6 +123,16 @@ def _directory(found: dict[str, Any]) -> Image.Exif:
         # In bytes: Pillow writes text as ASCII.
         exif[_COMMENT] = _bytes(comment)
     return exif
+
+
+def _upright(data: bytes) -> bytes:
+    """Nothing of EXIF but which side is up, if it says so."""
+    exif, whole = Image.Exif(), Image.Exif()
+    with suppress(*DAMAGED):
+        whole.load(data)
+        if ExifTags.Base.Orientation in whole:
+            exif[ExifTags.Base.Orientation] = whole[ExifTags.Base.Orientation]
+    return exif.tobytes() if exif else b""
 
 
 def _text(value: bytes | str) -> str:

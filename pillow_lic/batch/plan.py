@@ -263,8 +263,8 @@ def _asked(settings: Settings) -> str:
         given = asdict(replace(settings.options, device=None, threads=None))
         usual = asdict(EncoderOptions())
         options = {name: value for name, value in given.items() if value != usual[name]}
-        # A model of one's own may be another one under the same name; those that ship are as they are in this version.
-        if settings.options.model is not None and (path := path_of(settings.options.model)) and not is_shipped(path):
+        # A model of one's own may be another one under the same name; those that ship are what a version has.
+        if (path := path_of(settings.options.model_name)) and not is_shipped(path):
             options["model"] = identity_of(path).hex()
     return _hash([settings.suffix, options])
 

@@ -86,10 +86,11 @@ def points_text(codec: Codec, points: Sequence[Point]) -> str:
 
 def bd_text(test: str, psnr: Mapping[str, float], similarity: Mapping[str, float]) -> str:
     """The BD-rate table as lines of text."""
-    lines = [f"BD-rate of {test}, %", f"{'against':<38}    PSNR  MS-SSIM"]
+    width = max(map(len, ["against", *psnr, *similarity]))
+    lines = [f"BD-rate of {test}, %", f"{'against':<{width}}     PSNR  MS-SSIM"]
     for name in {**psnr, **similarity}:
         values = (f"{found[name]:+8.1f}" if name in found else "       -" for found in (psnr, similarity))
-        lines.append(f"{name:<38}{' '.join(values)}")
+        lines.append(f"{name:<{width}} {' '.join(values)}")
     return "\n".join(lines)
 
 
@@ -101,7 +102,7 @@ def write_json(folder: Path, codecs: Sequence[Codec], measurements: Sequence[Mea
         results = {
             "q": [p.setting for p in points],
             "bpp": [p.bpp for p in points],
-            "psnr-rgb": [p.psnr for p in points],
+            "psnr-rgb": [_or_null(p.psnr) for p in points],
             "ms-ssim-rgb": [_or_null(p.ms_ssim) for p in points],
             "encoding_time": [p.encode for p in points],
             "decoding_time": [p.decode for p in points],
@@ -109,13 +110,13 @@ def write_json(folder: Path, codecs: Sequence[Codec], measurements: Sequence[Mea
         value = {"name": codec.name, "description": codec.describe(), "results": results}
         name = codec.name.lower().replace(" ", "").replace(",", "-")
         (folder / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    every = [asdict(m) | {"ms_ssim": _or_null(m.ms_ssim)} for m in measurements]
+    every = [asdict(m) | {"psnr": _or_null(m.psnr), "ms_ssim": _or_null(m.ms_ssim)} for m in measurements]
     (folder / "measurements.json").write_text(json.dumps(every, indent=0) + "\n", encoding="utf-8")
 
 
 def _or_null(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else value
+    """JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
 
 
 def write_plot(path: Path, curves: Mapping[str, Curve], unit: str, title: str) -> None:

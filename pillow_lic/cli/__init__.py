@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except FAILURES as error:
-        print(f"lic {args.command}: {error or 'out of memory'}", file=sys.stderr)
+        print(f"lic {args.command}: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"lic {args.command}: interrupted", file=sys.stderr)

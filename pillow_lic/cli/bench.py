@@ -13,11 +13,11 @@ from pillow_lic.extras import need
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
 
 COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities", "codecs", "variants", "contexts")
-"""Options of the comparison alone: what it encodes with, and what it takes of each image."""
+"""Options of comparisons alone: what they compare, encode with, and take of each image."""
 
 ALONE = {
-    "contexts": ("context", "quantizer", "effort", "crop", "qualities", "codecs", "variants", "reference"),
-    "variants": ("context", "quantizer", "effort", "codecs", "reference"),
+    "contexts": ("context", "quantizer", "effort", "crop", "qualities", "codecs", "variants"),
+    "variants": ("context", "quantizer", "effort", "codecs"),
 }
 """What stands in for the comparison with other codecs, and the options that say nothing to it."""
 
@@ -28,7 +28,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("folder", metavar="DIR", help="images to code, searched recursively")
     parser.add_argument("--codecs", nargs="+", metavar="NAME", help="besides lic: jpeg webp avif jpeg2000 jpegxl heic")
     parser.add_argument("--output", default="bench-results", metavar="DIR", help="JSON and plots (%(default)s)")
-    parser.add_argument("--reference", metavar="DIR", help="published curves for the plot, in CompressAI's layout")
+    parser.add_argument(
+        "--reference", metavar="DIR", help="published curves for tables and plots, in CompressAI's layout"
+    )
     parser.add_argument("--model", default="mse", help="model to encode with (%(default)s)")
     parser.add_argument("--context", help=f"context model to encode with: {KNOWN_CONTEXTS}; default {DEFAULT_CONTEXT}")
     parser.add_argument("--quantizer", help="quantiser to encode with")
@@ -116,14 +118,19 @@ def run(args: argparse.Namespace) -> None:
     else:
         print(f"no MS-SSIM: it needs pictures of {MS_SSIM_SIDE} pixels a side", file=sys.stderr)
     print(report.bd_text(codecs.LIC.describe(), table, table_similarity))
-    if "AVIF" in others:
-        by_image = sorted(report.per_image_bd(measurements, "AVIF").items(), key=lambda item: item[1])
+    found = report.per_image_bd(measurements, "AVIF").items() if "AVIF" in others else ()
+    if by_image := sorted((item for item in found if item[1] == item[1]), key=lambda item: item[1]):  # not NaN
         print(f"against AVIF by image: best {by_image[0][1]:+.1f} % ({by_image[0][0]}), "
               f"worst {by_image[-1][1]:+.1f} % ({by_image[-1][0]})")  # fmt: skip
     title = f"{len({m.image for m in measurements})} images of {Path(args.folder).name}"
     report.write_plot(output / "psnr.png", psnr | published, "PSNR, dB", title)
     if similarity["LIC"]:
-        report.write_plot(output / "ms-ssim.png", {n: c for n, c in similarity.items() if c}, "MS-SSIM, dB", title)
+        report.write_plot(
+            output / "ms-ssim.png",
+            {n: c for n, c in similarity.items() if c} | published_similarity,
+            "MS-SSIM, dB",
+            title,
+        )
     print(f"results in {output}", file=sys.stderr)
 
 

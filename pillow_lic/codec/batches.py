@@ -58,13 +58,14 @@ def decode_many(
     Raises ``OSError`` if data are damaged or their model is not installed.
     """
     on, threads = choose_device(device, WORTH_CUDA), options.defaults.threads
+    batches = _Batches(on, _synthesise)
     with _pool(on, workers or threads) as pool:
 
         def start(header: Header, frame: Frame) -> _Decoding:
             with quiet(on, threads):
-                return _Decoding.start(header, frame, on, pool)
+                return _Decoding.start(header, frame, on, pool, alone=batches.limit == 1)
 
-        for picture in _in_turn((start(*item) for item in coded), _Batches(on, _synthesise), threads):
+        for picture in _in_turn((start(*item) for item in coded), batches, threads):
             yield picture.result()
 
 
@@ -179,10 +180,12 @@ class _Decoding:
     ready = True
 
     @classmethod
-    def start(cls, header: Header, frame: Frame, device: torch.device, pool: ThreadPoolExecutor) -> _Decoding:
+    def start(
+        cls, header: Header, frame: Frame, device: torch.device, pool: ThreadPoolExecutor, *, alone: bool
+    ) -> _Decoding:
         model, _ = model_by_identity(header.model_id, header.model_name).at_quality(header.quality_code)
-        # On CPUs tiles that are read and synthesised together, with one margin, are faster than one in each thread.
-        if frame.damaged or (device.type == "cpu" and header.tiles > 1):
+        # Tiles that are read and synthesised together, with one margin, are faster than one in each thread.
+        if frame.damaged or (alone and header.tiles > 1):
             array = decode(header, frame, str(device))
             with torch.inference_mode(False):  # as below
                 pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1).copy()).to(device)

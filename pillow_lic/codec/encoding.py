@@ -19,7 +19,7 @@ from pillow_lic.codec.adaptation import chosen_levels, important_levels
 from pillow_lic.codec.analysis import analysed
 from pillow_lic.codec.common import contexts_to_try, in_silence, report
 from pillow_lic.codec.decoding import decode
-from pillow_lic.codec.searching import searched, usual_loss
+from pillow_lic.codec.searching import searched
 from pillow_lic.codec.tiles import to_bytes
 from pillow_lic.container import Coded, Frame
 from pillow_lic.devices import choose_device, or_on_cpu, quiet
@@ -165,11 +165,11 @@ def _encode(
     done = 0
     for (array, _), own in zip(pictures, levels, strict=True):
         tiles: dict[str, list[Coded]] = {name: [] for name in contexts}
-        scans, usual = 0, usual_loss(array, header, device, search[1]) if units > 1 else None
+        scans = 0
         for part in analysed(model, array, header, device, own, searching=units > 1):
             tile = part.coded
             if units > 1 and isinstance(model, Model):
-                tile = searched(model, part, header, contexts, search, (done, total), usual)
+                tile = searched(model, part, header, contexts, search, (done, total))
             if header.progressive and not scans and isinstance(model, Model):
                 scans = scans_for(model, tile, contexts[-1], header.quality_code)
             for name in contexts:

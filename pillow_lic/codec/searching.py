@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -13,12 +12,11 @@ from pillow_lic import options
 from pillow_lic.codec.analysis import Part
 from pillow_lic.codec.common import crop, quality_tensor, report
 from pillow_lic.devices import block_dtype
-from pillow_lic.distortions import loss_of_ssim
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.header import Header
 from pillow_lic.models.loading import Model
 from pillow_lic.models.transforms import LATENT_STRIDE, rate_weight
-from pillow_lic.pixels import Pixels, latent_size, tile_pixels, tiles_of
+from pillow_lic.pixels import latent_size
 from pillow_lic.search.hyper import HYPER_STEPS, better_z
 from pillow_lic.search.tile import cost_of, improve
 from pillow_lic.search.view import TileView
@@ -32,18 +30,16 @@ def searched(
     contexts: Sequence[str],
     search: tuple[int, str | None],
     progress: tuple[int, int],
-    usual: float | None = None,
 ) -> CodedTile:
     """The tile with better symbols, or as it is if none are found.
 
-    ``search`` is the effort and the measure, ``progress`` steps done and in all, ``usual`` what :func:`usual_loss` says
-    of the picture.
+    ``search`` is the effort and the measure, ``progress`` steps done and in all.
     """
     effort, measure = search
     device = part.y.device
     # Tensors made in inference mode have no gradients, copies of them do.
     with torch.inference_mode(False), torch.enable_grad():
-        view_of = _viewer(model, part, header, measure or model.distortion, usual)
+        view_of = _viewer(model, part, header, measure or model.distortion)
         tile, view = part.coded, view_of(part.coded)
         if not view.measurable or not bool(view.coded.any()):
             return tile
@@ -65,20 +61,7 @@ def searched(
         return improve(model, tile, residual, view, contexts, header.quality_code, effort, on_step)
 
 
-def usual_loss(array: Pixels, header: Header, device: torch.device, measure: str | None) -> float | None:
-    """By how much SSIM loses by an error, on the mean of a picture, where a search goes by it and tile by tile: what is
-    smooth in a picture is so in a tile of nothing else, too.
-    """
-    if measure != "ssim-sensitive" or header.tiles == 1:
-        return None
-    tiles = tiles_of(header.width, header.height, header.tile)
-    sums = [loss_of_ssim(tile_pixels(array, tile).to(device)).mean().item() * math.prod(tile.size) for tile in tiles]
-    return sum(sums) / (latent_size(header.width) * latent_size(header.height))
-
-
-def _viewer(
-    model: Model, part: Part, header: Header, measure: str, usual: float | None
-) -> Callable[[CodedTile], TileView]:
+def _viewer(model: Model, part: Part, header: Header, measure: str) -> Callable[[CodedTile], TileView]:
     """Tells for a tile's symbols of z how the decoder will show those of y."""
     device = part.y.device
     h, w = latent_size(header.height), latent_size(header.width)
@@ -86,9 +69,6 @@ def _viewer(
     pixels = crop(part.pixels, near, part.around, LATENT_STRIDE).clone()
     around = crop(part.y, near, part.around).clone()
     network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
-    weight = float(rate_weight(quality))
-    if usual is not None:  # weights are one on the mean of what is seen of the picture here
-        weight *= float(loss_of_ssim(pixels).mean()) / usual
 
     def synthesis(latents: Tensor) -> Tensor:
         return network(latents, quality)  # type: ignore[no-any-return]
@@ -104,7 +84,7 @@ def _viewer(
             mean=priors.mean.to(torch.float32) / 2**MEAN_BITS,
             coded=(priors.index >= model.tables.skip).clone(),
             inverse_gain=model.inverse_gain(options.quality_of(header.quality_code)).to(device),
-            weight=weight,
+            weight=float(rate_weight(quality)),
             measure=measure,
             factor=None if priors.factor is None else priors.factor.clone(),
             fineness=None if priors.fineness is None else priors.fineness.clone(),

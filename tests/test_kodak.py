@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import coded, pixels_of, psnr
+from conftest import pixels_of, psnr
 from PIL import Image
 
-from pillow_lic.bench.codecs import JPEG
+from pillow_lic.bench.codecs import AVIF, JPEG, LIC, Codec
 from pillow_lic.bench.metrics import bd_rate
 
 
-@pytest.mark.parametrize("name", ["kodim05", "kodim15", "kodim23"])
-def test_far_smaller_than_jpeg(data_folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "jpeg", "avif"), [("kodim05", -48, -14), ("kodim15", -58, -17), ("kodim23", -66, -29)]
+)
+def test_far_smaller_than_others(data_folder: Path, name: str, jpeg: float, avif: float) -> None:
+    """Three points short of what docs/benchmarks.md says of these pictures."""
     with Image.open(data_folder / "kodak" / f"{name}.png") as image:
         image.load()
-    area = image.width * image.height / 8
-    ours = [(data := coded(image, quality=q), psnr(image, pixels_of(data))) for q in (1, 2, 3.5, 5, 6.5, 8)]
-    jpeg = [(data := JPEG.encode(image, q), psnr(image, pixels_of(data))) for q in JPEG.values]
-    curves = [[(len(d) / area, v) for d, v in curve] for curve in (jpeg, ours)]
-    assert all(np.diff([len(d) for d, _ in ours]) > 0)
-    assert all(np.diff([v for _, v in ours]) > 0)
-    assert bd_rate(curves[0], curves[1]) < -35
+
+    def curve(codec: Codec, values: Sequence[float]) -> list[tuple[float, float]]:
+        files = [codec.encode(image, value) for value in values]
+        return [(8 * len(data) / image.width / image.height, psnr(image, pixels_of(data))) for data in files]
+
+    ours = curve(LIC, (1, 2, 3.5, 5, 6.5, 8))
+    assert all(np.diff(ours, axis=0).min(axis=1) > 0)
+    assert bd_rate(curve(JPEG, JPEG.values), ours) < jpeg
+    assert bd_rate(curve(AVIF, AVIF.values), ours) < avif

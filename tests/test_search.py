@@ -49,11 +49,11 @@ def loss(image: Image.Image, quality: float, **options: object) -> float:
 
 @pytest.mark.usefixtures("in_float32")
 def test_effort_pays(part: Image.Image) -> None:
-    """In the mean: up to effort 2 the search knows what the hyperprior says of costs, not what the context adds."""
+    """In the mean: up to effort 2 the search estimates what symbols cost."""
     losses = np.array([[loss(part, quality, effort=effort) for effort in (0, 2, 4)] for quality in (1, 4.5, 8)])
     _, second, fourth = (losses / losses[:, :1]).T
     assert second.mean() < 0.997
-    assert second.max() < 1.001
+    assert second.max() < 1.006
     assert fourth.mean() < 0.99
     assert fourth.max() < 0.997
 

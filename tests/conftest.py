@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,13 +57,18 @@ def psnr(a: object, b: object) -> float:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def setting(get: Callable[[], Any], put: Callable[[Any], object], value: object) -> Iterator[None]:
+    """A global setting has another value meanwhile."""
+    before = get()
+    put(value)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        put(before)
+
+
+def threads(count: int) -> AbstractContextManager[None]:
+    return setting(torch.get_num_threads, torch.set_num_threads, count)
 
 
 @pytest.fixture(autouse=True)

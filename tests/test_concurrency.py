@@ -10,16 +10,16 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import coded, load, pixels_of
+from conftest import coded, load, pixels_of, setting
 from PIL import Image, ImageFile
 
 import pillow_lic
@@ -218,24 +218,17 @@ def test_planted_changes_of_global_state_are_found() -> None:
             undo()
 
 
-@contextmanager
-def set_and_put_back(setter: Callable[[object], object], value: object, before: object) -> Iterator[None]:
-    setter(value)
-    try:
-        yield
-    finally:
-        setter(before)
-
-
 CALLERS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "default device": lambda: torch.device("meta"),
-    "default dtype": lambda: set_and_put_back(torch.set_default_dtype, torch.float64, torch.float32),
-    "short dtype": lambda: set_and_put_back(torch.set_default_dtype, torch.bfloat16, torch.float32),
+    "default dtype": lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+    "short dtype": lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.bfloat16),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "inference mode": torch.inference_mode,
     "anomalies": torch.autograd.detect_anomaly,
-    "deterministic": lambda: set_and_put_back(torch.use_deterministic_algorithms, True, False),
-    "precision": lambda: set_and_put_back(torch.set_float32_matmul_precision, "medium", "highest"),
+    "deterministic": lambda: setting(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+    ),
+    "precision": lambda: setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"),
 }
 
 

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
 import torch
-from conftest import threads
+from conftest import setting, threads
 
 from pillow_lic.entropy import exact, layers
 from pillow_lic.entropy.exact import ExactHyperSynthesis, ExactLayer
@@ -25,24 +24,12 @@ def symbols_for(network: ExactHyperSynthesis, seed: int = 0) -> np.ndarray:
     return np.rint(rng.normal(size=shape) * 3).astype(np.int16)
 
 
-@contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def matmul_precision(name: str) -> AbstractContextManager[None]:
+    return setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, name)
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def default_dtype(dtype: torch.dtype) -> AbstractContextManager[None]:
+    return setting(torch.get_default_dtype, torch.set_default_dtype, dtype)
 
 
 SETTINGS = [

@@ -27,11 +27,11 @@ from PIL import Image
 import pillow_lic
 from pillow_lic import codec, container
 from pillow_lic.codec.tiles import from_bytes
-from pillow_lic.models.compressai.importing import import_checkpoints
 from pillow_lic.models.compressai.networks import ARCHITECTURES
 from pillow_lic.models.loading import model_by_identity
 from pillow_lic.pixels import tiles_of
 from pillow_lic.symbols import CodedTile
+from pillow_lic.training.compressai import import_checkpoints
 
 pillow_lic.register_lic_opener()
 

@@ -23,6 +23,7 @@ from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.distortions import squared_error
 from pillow_lic.models.hyperprior import LATTICE, SKIP, HyperpriorModel, gaussian_bits, scale_of
 from pillow_lic.models.transforms import rate_weight
+from pillow_lic.training.importing import load_state
 from pillow_lic.training.loop import Trainer
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
 from pillow_lic.training.surrogates import surrogate
@@ -185,7 +186,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    saved = recipe_from(torch.load(given.start, weights_only=True)["recipe"])
+    saved = recipe_from(load_state(given.start, "cpu", "recipe")["recipe"])
     schedule = Schedule(steps=given.steps, warmup_steps=min(20, given.steps), hold=0.3, final=0.01)
     slower = replace(saved.optimiser, muon=saved.optimiser.muon * given.pace, adam=saved.optimiser.adam * given.pace)
     recipe = replace(saved, schedule=schedule, optimiser=slower, rate={"none": 1.0}, contexts={}, seed=11)

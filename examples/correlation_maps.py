@@ -18,6 +18,7 @@ from matplotlib import colormaps
 
 from pillow_lic.models.hyperprior import HyperpriorModel, scale_of
 from pillow_lic.training.correlation import correlation_by_channel
+from pillow_lic.training.importing import load_state
 from pillow_lic.training.recipe import recipe_from
 from pillow_lic.training.validate import validation_images
 
@@ -27,7 +28,7 @@ WINDOW = 5
 
 def load(run: Path) -> HyperpriorModel:
     """The averaged weights of a run."""
-    saved = torch.load(run / "weights.pt", weights_only=True)
+    saved = load_state(run / "weights.pt", "cpu", "recipe", "average")
     model = recipe_from(saved["recipe"]).make_model()
     model.load_state_dict({name: value.float() for name, value in saved["average"].items()})
     return model.eval()

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import pillow_lic
 from pillow_lic.bench.codecs import AVIF, JPEG, WEBP, Codec
 from pillow_lic.bench.metrics import ms_ssim, psnr
-from pillow_lic.training.data import image_files, load_rgb
+from pillow_lic.pictures import image_files, load_rgb
 
 pillow_lic.register_lic_opener()
 

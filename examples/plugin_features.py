@@ -81,7 +81,7 @@ def modes(kind: str) -> str:
         except Exception:
             result = "refused"
         found.setdefault(result, []).append(mode)
-    return "; ".join(f"{' '.join(given)} → {result}" for result, given in found.items())
+    return "; ".join(f"{' '.join(given)} -> {result}" for result, given in found.items())
 
 
 def alpha(kind: str) -> str:

@@ -24,7 +24,7 @@ from PIL import Image, ImageFile
 
 import pillow_lic
 from pillow_lic.bench.metrics import psnr
-from pillow_lic.training.data import image_files, load_rgb
+from pillow_lic.pictures import image_files, load_rgb
 
 pillow_lic.register_lic_opener()
 ImageFile.LOAD_TRUNCATED_IMAGES = True

@@ -22,7 +22,7 @@ from PIL import Image
 import pillow_lic
 from pillow_lic.bench.metrics import decibel, ms_ssim, psnr
 from pillow_lic.distortions import ssim_map
-from pillow_lic.training.data import image_files, load_rgb
+from pillow_lic.pictures import image_files, load_rgb
 
 pillow_lic.register_lic_opener()
 

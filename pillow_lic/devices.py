@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import TypeVar
@@ -136,6 +136,13 @@ def _missing(name: str) -> str:
     else:
         advice = f"torch sees {torch.cuda.device_count()} GPUs, check the driver with nvidia-smi"
     return f"device {name!r} does not exist here: {advice}"
+
+
+def finish(key: Iterable[object]) -> None:
+    """Wait for what the GPUs among some things are doing: threads with streams of their own must find it done."""
+    for device in key:
+        if isinstance(device, torch.device) and device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
 
 
 def or_on_cpu(device: torch.device, work: Callable[[torch.device], Result]) -> Result:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
-from pillow_lic.models.compressai.importing import import_checkpoints, qualities_of
+from pillow_lic.training.compressai import import_checkpoints, qualities_of
 
 
 def checkpoint(name: str) -> Path:

@@ -28,11 +28,11 @@ from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
 from pillow_lic.models.compressai.exact import LIMIT, MEAN_BITS, SCALE_BITS, Form, Linear, Wavefront
 from pillow_lic.models.compressai.family import Family, FamilyModel
-from pillow_lic.models.compressai.importing import import_checkpoints, learned_tables
 from pillow_lic.models.compressai.networks import ARCHITECTURES, Network
 from pillow_lic.models.loading import load_model, model_by_identity
 from pillow_lic.pixels import tiles_of
 from pillow_lic.symbols import CodedTile, decode_symbols
+from pillow_lic.training.compressai import import_checkpoints, learned_tables
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent

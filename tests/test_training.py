@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import struct
 import sys
@@ -19,16 +20,19 @@ from PIL import Image, ImageOps
 from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.hyperprior import HyperpriorModel, gaussian_bits
 from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
+from pillow_lic.pictures import image_files
 from pillow_lic.training import importance, probabilities, validate
-from pillow_lic.training.data import Crops, image_files
-from pillow_lic.training.export import write_model
-from pillow_lic.training.importing import weights_of
-from pillow_lic.training.loop import LATENT_SIDE, Loss, Trainer, quality_tables, rate_factor, stratified_qualities
+from pillow_lic.training.data import Crops
+from pillow_lic.training.export import write_manifest, write_model
+from pillow_lic.training.importing import is_model, load_state, weights_of
+from pillow_lic.training.loop import LATENT_SIDE, Loss, Trainer, rate_factor
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import orthogonalise
+from pillow_lic.training.qualities import quality_tables, stratified_qualities
 from pillow_lic.training.recipe import OPTIMISERS, Batches, Correlation, Optimiser, Recipe, Schedule, load_recipe
 from pillow_lic.training.run import train
 from pillow_lic.training.surrogates import straight_through
+from pillow_lic.training.volume import export_volume
 
 SMALL = Architecture(latents=200, analysis=(1, 0), synthesis=(1, 1), hyper_channels=32, hyperlatents=16)
 RECIPE = Recipe("tiny", Schedule(steps=12, warmup_steps=2), SMALL, batches=Batches(64, 2))
@@ -565,3 +569,21 @@ def test_what_is_trained_for_a_finished_model_explains_itself(
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(path), run_name="__main__")
     assert "the following arguments are required: model" in capsys.readouterr().err
+
+
+def test_what_is_a_model_and_what_a_run_has_saved(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"nothing")
+    for name, model in (("mse", True), ("my.v2", True), ("x.safetensors", True), ("gone.pt", False)):
+        assert is_model(Path(name)) is model
+    assert not is_model(tmp_path / "weights")
+    with pytest.raises(ValueError, match=r"no run's checkpoint\.pt or weights\.pt, or is damaged"):
+        load_state(tmp_path / "weights", "cpu")
+    with pytest.raises(ValueError, match=r"no run's checkpoint\.pt or weights\.pt, or is damaged"):
+        export_volume(Path("mse"), tmp_path / "weights", IMAGES)
+    with pytest.raises(FileNotFoundError):
+        load_state(tmp_path / "gone.pt", "cpu")
+
+
+def test_a_manifest_names_what_no_text_can(tmp_path: Path) -> None:
+    write_manifest(tmp_path / "m.json", {"data": os.fsdecode(b"photos-\xff"), "by": "Müller"})
+    assert json.loads((tmp_path / "m.json").read_bytes()) == {"data": os.fsdecode(b"photos-\xff"), "by": "Müller"}

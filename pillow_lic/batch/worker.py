@@ -10,14 +10,11 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-import pillow_lic
 from pillow_lic.batch import metadata
 from pillow_lic.batch.files import File, read, write
 from pillow_lic.batch.plan import Settings, Task, is_done
 from pillow_lic.inputs import in_supported_mode
 from pillow_lic.plugin import EXTENSION, LicImageFile
-
-pillow_lic.register_lic_opener()
 
 
 @dataclass(frozen=True)

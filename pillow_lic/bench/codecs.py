@@ -9,10 +9,6 @@ from typing import Any
 
 from PIL import Image, features
 
-import pillow_lic
-
-pillow_lic.register_lic_opener()
-
 
 @dataclass(frozen=True)
 class Codec:

@@ -15,7 +15,7 @@ from pillow_lic import codec, container
 from pillow_lic.bench.codecs import LIC
 from pillow_lic.bench.measure import spread
 from pillow_lic.models.loading import load_model
-from pillow_lic.training.data import image_files, load_rgb
+from pillow_lic.pictures import image_files, load_rgb
 
 
 @dataclass(frozen=True)

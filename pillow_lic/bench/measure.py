@@ -14,8 +14,8 @@ from PIL import Image
 
 from pillow_lic.bench.codecs import Codec, decode
 from pillow_lic.bench.metrics import ms_ssim, psnr
+from pillow_lic.pictures import image_files, load_rgb
 from pillow_lic.pixels import Pixels
-from pillow_lic.training.data import image_files, load_rgb
 
 T = TypeVar("T")
 

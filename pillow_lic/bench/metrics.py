@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pillow_lic.distortions import MS_SSIM_SIDE
 from pillow_lic.pixels import psnr
 
-__all__ = ["MS_SSIM_SIDE", "bd_rate", "decibel", "ms_ssim", "psnr"]
+__all__ = ["bd_rate", "decibel", "ms_ssim", "psnr"]
 
 
 def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pillow_lic.bench.stages import fitted
 from pillow_lic.bench.throughput import run
-from pillow_lic.training.data import image_files
+from pillow_lic.pictures import image_files
 
 FILES = (10, 30, 100, 300, 1000)
 SIDES = (320, 720, 1600, 3200, 5056, 7072)

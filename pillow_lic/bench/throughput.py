@@ -21,7 +21,7 @@ from PIL import Image
 
 import pillow_lic
 from pillow_lic.bench.stages import fitted
-from pillow_lic.training.data import image_files
+from pillow_lic.pictures import image_files
 
 LOOP = """
 import sys

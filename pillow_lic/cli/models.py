@@ -12,7 +12,7 @@ from pillow_lic.header import QUANTIZERS
 from pillow_lic.options import quality_of
 
 if TYPE_CHECKING:
-    from pillow_lic.models.compressai.importing import Imported
+    from pillow_lic.training.compressai import Imported
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,12 +31,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         "import", help="turn CompressAI checkpoints into a model", description=run_import.__doc__
     )
     imported.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT",
-                          help="QUALITY=FILE, or a file named like mbt2018-mean-3-….pth.tar")  # fmt: skip
+                          help="QUALITY=FILE, or a file named like mbt2018-mean-3-12345678.pth.tar")  # fmt: skip
     imported.add_argument(
         "--architecture",
         required=True,
         metavar="NAME",
-        help="bmshj2018-factorized, …-hyperprior, mbt2018-mean, mbt2018, cheng2020-anchor",
+        help="bmshj2018-factorized, bmshj2018-hyperprior, mbt2018-mean, mbt2018, cheng2020-anchor",
     )
     imported.add_argument(
         "--output", required=True, metavar="FILE", help="a .safetensors file; its manifest goes beside it"
@@ -104,23 +104,31 @@ def verify_models(args: argparse.Namespace) -> None:
     from pillow_lic.models.finding import installed, manifest_of
     from pillow_lic.models.loading import load_model, verify
 
+    failures = []
     for name in args.names or [str(p) for p in installed()]:
-        model = load_model(name)
-        verify(model)
+        try:
+            model = load_model(name)
+            verify(model)
+        except (ValueError, OSError) as error:
+            failures.append(str(error))
+            continue
         said = manifest_of(model.path).get("identity")
         if said not in (None, model.identity.hex()):
-            raise OSError(f"{model.path} is not the file of its manifest, which says {said}")
+            failures.append(f"{model.path} is not the file of its manifest, which says {said}")
+            continue
         print(
             f"{model.path}: {model.identity.hex()}, {'as its manifest says' if said else 'without a manifest'}, exact"
         )
+    if failures:
+        raise OSError("\nlic models: ".join(failures))
 
 
 def run_import(args: argparse.Namespace) -> None:
     """Turn CompressAI checkpoints of one architecture, one for each quality, into a model file, and report what
     exact arithmetic costs.
     """
-    from pillow_lic.models.compressai.importing import MOST_COST, import_checkpoints, qualities_of
     from pillow_lic.models.compressai.networks import ARCHITECTURES
+    from pillow_lic.training.compressai import MOST_COST, import_checkpoints, qualities_of
 
     if args.architecture not in ARCHITECTURES:
         raise UsageError(f"unknown architecture {args.architecture!r}; known: {', '.join(ARCHITECTURES)}")

@@ -59,7 +59,7 @@ def decode_many(
     """
     on, threads = choose_device(device, WORTH_CUDA), options.defaults.threads
     batches = _Batches(on, _synthesise)
-    with _pool(on, workers or threads) as pool:
+    with _pool(workers or threads) as pool:
 
         def start(header: Header, frame: Frame) -> _Decoding:
             with quiet(on, threads):
@@ -84,7 +84,7 @@ def encode_many(
         return
     on = choose_device(opts.device, WORTH_CUDA)
     _prepare(family, contexts_to_try(family, opts.context), on)
-    with _pool(on, workers or opts.threads) as pool:
+    with _pool(workers or opts.threads) as pool:
 
         def start(array: Pixels, metadata: Mapping[str, bytes]) -> _Encoding:
             return _Encoding.start(family, array, metadata, opts, pool)
@@ -324,7 +324,7 @@ def _analyse(group: Sequence[_Region], pixels: Tensor, quality: Tensor) -> None:
 
 
 @contextmanager
-def _pool(device: torch.device, workers: int | None) -> Iterator[ThreadPoolExecutor]:
+def _pool(workers: int | None) -> Iterator[ThreadPoolExecutor]:
     """Threads whose own torch operations take one core each."""
     with keeping_threads(1) as before:
         pool = ThreadPoolExecutor(workers or before, "lic", torch.set_num_threads, (1,))
@@ -359,4 +359,3 @@ def _prepare(model: OneQuality, contexts: Sequence[str], device: torch.device) -
         for name in contexts:
             if name in model.contexts or (name == "none" and model.has_lattice):
                 model.context(name, device)
-    torch.cuda.synchronize(device)

@@ -44,8 +44,6 @@ class Tables:
         """Tables of which ``frequencies`` holds those of 0, 1, ... reach and of the escape, one after
         the other, ``lengths`` (reach + 2) numbers each; negative symbols have the same ones.
         """
-        if int(lengths.min(initial=2)) < 2:
-            raise ValueError("the model's probability tables have impossible lengths")
         return cls([_mirror(half) for half in _split(frequencies, lengths)], skip)
 
     @classmethod

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pillow_lic.devices import on_threads
+from pillow_lic.devices import finish, on_threads
 from pillow_lic.distortions import DISTORTIONS
 from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import ExactHyperSynthesis
@@ -77,7 +77,7 @@ class Model:
     distortion: str = "mse"
     lattice: int | None = None
     hyper: Division | None = None
-    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _made: dict[tuple[Any, ...], Any] = field(default_factory=dict, init=False)
 
     def at_quality(self, code: int) -> tuple[Model, int]:
         """The model for a quality code, and the code it stands for: one model has them all."""
@@ -229,9 +229,7 @@ class Model:
             if key not in self._made:
                 with reading(self.path), on_threads():
                     self._made[key] = make()
-                for device in key:  # other threads, on streams of their own, must find it whole
-                    if isinstance(device, torch.device) and device.type == "cuda":
-                        torch.cuda.current_stream(device).synchronize()
+                finish(key)
             return self._made[key]
 
 
@@ -279,8 +277,8 @@ def model_by_identity(identity: bytes, name: str = "") -> AnyModel:
     raise OSError(
         f"this LIC file was written with the model {f'{name!r} ' if name else ''}{identity.hex()}, which is not "
         f"installed{f' ({others[0]} is another one)' if others else ''}; "
-        f"put its .safetensors file into {user_models()} "
-        f"or a folder named in {SEARCH_PATH_VARIABLE}"
+        f"put its .safetensors file into {f'{own} or ' if (own := user_models()) else ''}"
+        f"a folder named in {SEARCH_PATH_VARIABLE}"
     )
 
 
@@ -296,8 +294,7 @@ def verify(model: AnyModel) -> None:
     for name in (*model.contexts, *([HYPER] if model.hyper else []), *(["none"] if model.has_lattice else [])):
         model.context(name, device)
     model.draft(device)
-    with reading(model.path):
-        load_importance(model.path, model.identity, model.arch.latents, device)
+    load_importance(model.path, model.identity, model.arch.latents, device)
 
 
 def _check_manifest(path: Path) -> None:

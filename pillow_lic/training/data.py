@@ -2,43 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from pillow_lic.inputs import DAMAGED, has_more_than_8_bits
-
-SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """The images below a folder, sorted; ``FileNotFoundError`` if there are none."""
-    root = Path(folder)
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {root}")
-    return files
-
-
-def load_rgb(path: str | Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8, upright; ``ValueError`` if it cannot be read or has more than 8 bits a channel,
-    which a conversion would make all white, or (of colours, whose high bytes Pillow keeps) nearly black.
-    """
-    try:
-        with Image.open(path) as opened:
-            image: Image.Image = opened
-            if has_more_than_8_bits(image) or any(";16" in str(tile.args) for tile in opened.tile):
-                raise ValueError(f"its mode is {image.mode} of more bits, and pictures here have 8 bits a channel")
-            image.load()
-            with suppress(*DAMAGED):  # EXIF that says nothing of a direction
-                image = ImageOps.exif_transpose(image)
-            return np.asarray(image.convert("RGB"))
-    except (*DAMAGED, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no picture to learn from: {error}") from error
+from pillow_lic.pictures import image_files, load_rgb
 
 
 def _flat(arrays: list[np.ndarray]) -> np.ndarray:

@@ -46,7 +46,7 @@ def fit_draft(model: Model, data: str | Path, images: int = IMAGES) -> Draft:
 def _example(model: Model, pixels: Pixels, quality: float, channels: int) -> tuple[Tensor, Tensor]:
     """Windows of latents of a coded image (positions, inputs), and its pixels at 1/4 (positions, outputs)."""
     cpu = torch.device("cpu")
-    data = codec.encode(pixels, EncoderOptions(quality=quality, model=str(model.path), tile=0))
+    data = codec.encode(pixels, EncoderOptions(quality=quality, model=str(model.path), tile=0, device="cpu"))
     reader = Reader(BytesIO(data))
     reader.metadata()
     header, (coded,) = reader.header, reader.frame(0).tiles

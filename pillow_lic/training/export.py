@@ -225,4 +225,4 @@ def write_volume(
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
     """Write the manifest that tells people where a model comes from."""
-    atomic.write(str(path), (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic.write(str(path), (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))

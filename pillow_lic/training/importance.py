@@ -23,7 +23,7 @@ from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import QUALITIES, at_quality
 from pillow_lic.training.data import Crops
 from pillow_lic.training.importing import weights_of
-from pillow_lic.training.loop import cubics, stratified_qualities
+from pillow_lic.training.qualities import cubics, stratified_qualities
 
 SIZE, BATCH = 256, 4
 LEARNING_RATE = 3e-3

@@ -1,14 +1,16 @@
-"""From a model file that ships back to float weights that training goes on from: the inverse of the export.
+"""What training goes on from: a run's weights, or those of a model file, by the inverse of the export.
 
-Transforms come back as they are, in half precision; layers of integers as what they stand for, so that exporting them
-again gives the same integers.
+Of model files, transforms come back as they are, in half precision; layers of integers as what they stand for, so that
+exporting them again gives the same integers.
 """
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from pillow_lic.models.context.schedule import HYPER, VOLUME
@@ -17,6 +19,24 @@ from pillow_lic.models.finding import manifest_of
 from pillow_lic.models.floats import float_weights, hyper_weights
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.training.export import FLOAT_PARTS
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path or name is a model's, not that of what a run has saved."""
+    return path.suffix == ".safetensors" or (path.suffix != ".pt" and not path.is_file())
+
+
+def load_state(path: str | Path, device: torch.device | str, *keys: str) -> dict[str, Any]:
+    """A run's checkpoint.pt or weights.pt; ``ValueError`` if it is damaged, or lacks something."""
+    try:
+        found = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+        if not Path(path).exists():
+            raise
+        raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt, or is damaged") from error
+    if not isinstance(found, dict) or not set(keys) <= found.keys():
+        raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt")
+    return found
 
 
 def weights_of(name: str | Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,14 +17,15 @@ from torch import Tensor, nn
 from pillow_lic import atomic
 from pillow_lic.devices import block_dtype
 from pillow_lic.models.context.schedule import HYPER
-from pillow_lic.models.hyperprior import INDEX_GAIN, SCALE_MIN, SCALE_STEP, SKIP, HyperpriorModel
+from pillow_lic.models.hyperprior import SKIP, HyperpriorModel
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.training import distributed
 from pillow_lic.training.data import Crops
-from pillow_lic.training.importing import weights_of
+from pillow_lic.training.importing import is_model, load_state, weights_of
 from pillow_lic.training.losses import Objective, forward, rate_distortion
 from pillow_lic.training.muon import make_optimisers
+from pillow_lic.training.qualities import cubics, initialise_priors, quality_tables, stratified_qualities
 from pillow_lic.training.recipe import Recipe, Schedule, recipe_from
 
 CHECKPOINT_SECONDS = 120.0
@@ -137,7 +137,7 @@ class Trainer:
         with the weights of ``start``, where any are named.
         """
         try:
-            state = self._load(path, "model", "average", "recipe", "optimisers", "step", "seconds")
+            state = load_state(path, self.device, "model", "average", "recipe", "optimisers", "step", "seconds")
         except ValueError as error:
             raise ValueError(f"{error}; remove it or choose another folder") from error
         saved = recipe_from(state["recipe"])
@@ -185,22 +185,10 @@ class Trainer:
         self.started, self.origin = True, [_digest(path) for path in paths]
 
     def _weights_of(self, path: Path) -> dict[str, Any]:
-        if path.suffix not in (".safetensors", ""):
-            return self._load(path, "average", "recipe")
+        if not is_model(path):
+            return load_state(path, self.device, "average", "recipe")
         found = weights_of(path)
         found["average"] = {name: value.to(self.device) for name, value in found["average"].items()}
-        return found
-
-    def _load(self, path: Path, *keys: str) -> dict[str, Any]:
-        """What a run has saved; ``ValueError`` if it is damaged, or lacks something."""
-        try:
-            found = torch.load(path, map_location=self.device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
-            if not path.exists():
-                raise
-            raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt, or is damaged") from error
-        if not isinstance(found, dict) or not set(keys) <= found.keys():
-            raise ValueError(f"{path} is no run's checkpoint.pt or weights.pt")
         return found
 
     @property
@@ -239,6 +227,8 @@ class Trainer:
         torch.manual_seed(own_seed)  # of the noise in place of rounding
         compute = distributed.share_gradients(Loss(self.model, self.recipe), self.device)
         if self.device.type == "cuda":
+            # Cutting the graph where gradients are exchanged fails where functions have gradients of their own.
+            torch._dynamo.config.optimize_ddp = False
             compute = torch.compile(compute)  # type: ignore[assignment]
         called = time.monotonic()
         self._warm_up(compute)
@@ -347,7 +337,7 @@ def _same_contexts(saved: dict[str, Any], own: dict[str, Tensor], recipe: Recipe
 
 def _digest(path: Path) -> str:
     """What tells weights apart: a model's identity, or as much of a checkpoint's hash."""
-    if path.suffix in (".safetensors", ""):
+    if is_model(path):
         return load_model(str(path)).identity.hex()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
@@ -377,52 +367,3 @@ def rate_factor(schedule: Schedule, step: int, seconds: float) -> float:
     x = (progress(schedule, step, seconds) - schedule.hold) / (1 - schedule.hold)
     x = min(1.0, max(0.0, x))
     return warm * (schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * x)))
-
-
-def stratified_qualities(count: int, generator: torch.Generator) -> Tensor:
-    """One random quality in each of ``count`` equal parts of 1...8, (count,) float32."""
-    u = torch.rand(count, device=generator.device, generator=generator)
-    parts = torch.arange(count, device=generator.device) + u
-    return 1 + (QUALITIES - 1) * parts / count
-
-
-def quality_tables(model: nn.Module) -> list[nn.Parameter]:
-    """Every parameter that is a table by quality, (8, n)."""
-    # By name as well: windows over eight channels have the same shape.
-    tables = [p for name, p in model.named_parameters() if name.endswith(("bias", "gain", "z_mean", "z_index"))]
-    return [p for p in tables if p.dim() == 2 and p.shape[0] == QUALITIES]
-
-
-def cubics(count: int) -> Tensor:
-    """The projection of ``count`` equidistant values onto polynomials of degree 3, (count, count).
-
-    Each quality's row of a table sees an eighth of the samples.  Left to itself it ends somewhere
-    around its best value, and most of all the gains of the lowest frequencies show it.
-    """
-    powers = torch.linspace(-1, 1, count, dtype=torch.float64)[:, None] ** torch.arange(4)
-    projection: Tensor = powers @ torch.linalg.pinv(powers)
-    return projection.float()
-
-
-@torch.no_grad()
-def initialise_priors(model: HyperpriorModel, pixels: Tensor) -> None:
-    """Set every prior to the statistics of the untrained transforms on some crops.
-
-    Each channel of y starts at its own mean and scale at each quality, each channel of z at a
-    deviation of 0.4 (lowest quality) to 2 steps (highest): what is left to learn is how they
-    depend on the picture.
-    """
-    for stop in range(QUALITIES):
-        quality = torch.full((pixels.shape[0],), stop + 1.0, device=pixels.device)
-        y = model.analysis(pixels, quality) * model.gains(quality)[0]
-        mean, spread = y.mean(dim=(0, 2, 3)), y.std(dim=(0, 2, 3))
-        # Half the marginal deviation: the typical scale of heavy-tailed coefficients.
-        index = (0.5 * spread / SCALE_MIN).log() / SCALE_STEP
-        model.hyper_synthesis.leave.bias[stop] = torch.cat([mean, index.clamp(0, 60) / INDEX_GAIN])
-        z = model.hyper_analysis(y, quality)
-        z_mean, z_spread = z.mean(dim=(0, 2, 3)), z.std(dim=(0, 2, 3))
-        deviation = 0.4 * 5 ** (stop / (QUALITIES - 1))
-        inverse = (z_spread / deviation).clamp(min=1 / 32)
-        model.z_inverse_gain[stop] = inverse
-        model.z_mean[stop] = z_mean / inverse
-        model.z_index[stop] = math.log(deviation / SCALE_MIN) / SCALE_STEP / INDEX_GAIN

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pillow_lic.devices import block_dtype
+from pillow_lic.extras import need
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.training.recipe import Optimiser
 
@@ -90,6 +91,7 @@ def make_optimisers(model: HyperpriorModel, settings: Optimiser) -> list[torch.o
         return [adam]
     if settings.kind == "soap":
         # Adam in the eigenbases of Shampoo's preconditioners (Vyas et al. 2024), of each side of a kernel.
+        need("train", "pytorch_optimizer")
         from pytorch_optimizer import SOAP
 
         return [SOAP(matrices, lr=settings.soap, weight_decay=0.0), adam]

@@ -146,7 +146,8 @@ def finish(
     """Make the integer network and its tables, write the model, and measure it."""
     names = [name for name in model.contexts if name != VOLUME]  # which has a file of its own
     _say(f"measuring the symbols of {TABLE_IMAGES} training images for the probability tables")
-    with tempfile.TemporaryDirectory() as folder:
+    # Where a file that is mapped into memory cannot be removed, it stays.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         plain = Path(folder) / "plain.safetensors"
         export.write_model(model, plain, make_tables(), skip=0)
         counts = count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))

@@ -16,9 +16,9 @@ from pillow_lic.entropy.exact import MEAN_BITS, QUALITY_ONE, ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
 from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
+from pillow_lic.pictures import image_files, load_rgb
 from pillow_lic.pixels import Pixels
 from pillow_lic.quantizers import scalar
-from pillow_lic.training.data import image_files, load_rgb
 from pillow_lic.training.export import exact_tensors
 from pillow_lic.training.losses import Objective, forward
 from pillow_lic.training.probabilities import make_tables

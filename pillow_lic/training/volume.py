@@ -12,13 +12,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from pillow_lic.models.context.schedule import VOLUME, WHOLE
 from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.options import DEFAULT_LATTICE
 from pillow_lic.training.export import write_volume
+from pillow_lic.training.importing import load_state
 from pillow_lic.training.probabilities import count_values, make_context_tables
 from pillow_lic.training.recipe import recipe_from
 from pillow_lic.training.run import seen_passes
@@ -29,7 +28,7 @@ IMAGES = 40
 
 def export_volume(model: Path, weights: Path, data: str | Path, images: int = IMAGES) -> None:
     """Write the context model of a run's weights beside a model; ``ValueError`` if there is none in them."""
-    state = torch.load(weights, weights_only=True)
+    state = load_state(weights, "cpu", "average", "recipe")
     recipe = recipe_from(state["recipe"])
     if VOLUME not in recipe.contexts:
         raise ValueError(f"{weights} holds no context model over the volume")
@@ -41,9 +40,9 @@ def export_volume(model: Path, weights: Path, data: str | Path, images: int = IM
     context.load_state_dict({k.removeprefix(prefix): v for k, v in state["average"].items() if k.startswith(prefix)})
     # Its networks with Gaussian tables tell which symbols the real tables will meet: beside a copy of the model, whose
     # own file stays as it is until the new one is whole.
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         trial = Path(shutil.copy(owner.path, folder))
-        tried = replace(owner, path=trial, contexts={**owner.contexts, VOLUME: WHOLE}, _made={})
+        tried = replace(owner, path=trial, contexts={**owner.contexts, VOLUME: WHOLE})
         write_volume(context, tried)
         tables = [
             make_context_tables(count_values(seen_passes(tried, VOLUME, quantizer, data, images)))

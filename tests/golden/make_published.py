@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 def main() -> None:
     """Import a small checkpoint, code, and record what comes back."""
     import pillow_lic
-    from pillow_lic.models.compressai.importing import import_checkpoints
+    from pillow_lic.training.compressai import import_checkpoints
 
     pillow_lic.register_lic_opener()
     checkpoint = HERE.parent / "published" / "mbt2018-3.pth.tar"

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
-from pillow_lic.models.compressai.importing import import_checkpoints
 from pillow_lic.models.compressai.networks import ARCHITECTURES, Network
+from pillow_lic.training.compressai import import_checkpoints
 
 zoo = pytest.importorskip("compressai.zoo.image", reason="needs CompressAI: make test-compressai")
 

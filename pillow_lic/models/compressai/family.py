@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from pillow_lic.devices import finish
 from pillow_lic.entropy.coder import LIMIT as SYMBOL_LIMIT
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder, Symbols
 from pillow_lic.entropy.tables import Tables
@@ -94,7 +95,7 @@ class Family:
     tables: Tables
     thresholds: Tensor
     file: Any
-    _made: dict[int, FamilyModel] = field(default_factory=dict)
+    _made: dict[int, FamilyModel] = field(default_factory=dict, init=False)
 
     @classmethod
     def read(cls, path: Path, identity: bytes, about: Mapping[str, Any]) -> Family:
@@ -129,11 +130,6 @@ class Family:
         """The one way to code the latents, by the name that files give it."""
         return ("autoregressive",) if ARCHITECTURES[self.architecture].context else ("none",)
 
-    @property
-    def has_lattice(self) -> bool:
-        """Whether the model can code points of a lattice: never."""
-        return False
-
     def at_quality(self, code: int) -> tuple[FamilyModel, int]:
         """The network of the nearest quality, and that quality's code."""
         number, stop = min(enumerate(self.stops), key=lambda item: (abs(item[1].code - code), item[0]))
@@ -151,7 +147,7 @@ class FamilyModel:
         self.family, self._prefix, self._code = family, f"{number}.", stop.code
         self.kind: Published = ARCHITECTURES[family.architecture]
         self.path, self.identity, self.tables = family.path, family.identity, family.tables
-        self.contexts, self.has_lattice = family.contexts, False
+        self.contexts = family.contexts
         with torch.device("meta"):
             self._network = Network(family.architecture, stop.channels, stop.latents)
         hyperlatents = stop.channels if self.kind.hyperprior else 0
@@ -208,20 +204,20 @@ class FamilyModel:
         device = y.device
         if not self.kind.hyperprior:
             mean, index = self._factorized(h, w, device)
-            return Coded(_NOTHING, _symbols(y[0] - mean / 2**MEAN_BITS), mean, index)
+            return Coded(_NOTHING, _symbols(y[0] - mean.to(y.dtype) / 2**MEAN_BITS), mean, index)
         rows, columns = -h % HYPER_STRIDE, -w % HYPER_STRIDE
         padded = nn.functional.pad(y, (0, columns, 0, rows), mode="replicate") if rows or columns else y
         z = self._part("h_a", device)(padded if self.kind.means else padded.abs())[0]
-        medians = (self.medians / 2**Z_BITS).to(z)[:, None, None]
+        medians = self.medians.to(z)[:, None, None] / 2**Z_BITS
         z_symbols = _symbols(z - medians)
         hyper = self._hyper(z_symbols, h, w, device)
         if not self.kind.context:
             mean, index = self._conditions(hyper)
-            return Coded(z_symbols, _symbols(y[0] - mean / 2**MEAN_BITS), mean, index)
+            return Coded(z_symbols, _symbols(y[0] - mean.to(y.dtype) / 2**MEAN_BITS), mean, index)
         target = y[0].flatten(1).t().double()
 
         def rounded(at: Tensor, mean: Tensor, index: Tensor) -> Tensor:
-            return torch.from_numpy(_symbols(target[at] - mean / 2**MEAN_BITS)).to(device)
+            return torch.from_numpy(_symbols(target[at] - mean.to(target.dtype) / 2**MEAN_BITS)).to(device)
 
         return Coded(z_symbols, *self._along(hyper, rounded))
 
@@ -345,6 +341,7 @@ class FamilyModel:
             if key not in self._made:
                 with reading(self.path):
                     self._made[key] = make()
+                finish(key)
             return self._made[key]
 
 

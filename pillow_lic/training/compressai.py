@@ -23,7 +23,7 @@ from pillow_lic.models.compressai.convert import Calibration, integers_of
 from pillow_lic.models.compressai.exact import MEAN_BITS, SCALE_BITS, Z_BITS
 from pillow_lic.models.compressai.family import HYPER_STRIDE, QUALITY_ONE, Family, FamilyModel
 from pillow_lic.models.compressai.networks import Bottleneck, Network
-from pillow_lic.training.data import image_files, load_rgb
+from pillow_lic.pictures import image_files, load_rgb
 from pillow_lic.training.probabilities import gaussian_masses, mirrored_integers, whole_integers
 
 FORMAT = 1

@@ -18,14 +18,16 @@ _EVEN, _PNG = 0, 1
 OPAQUE = bytes((_EVEN, 255))
 
 
-def pack(alpha: Pixels, quality: int = 100) -> bytes:
-    """Code (H, W) alpha values: without loss at ``quality`` 100, in ever fewer levels below.
+def reduced(alpha: Pixels, quality: int) -> Pixels:
+    """Alpha values in as many levels as a quality below 100 leaves; 0 and 255 are always kept."""
+    if quality >= 100:
+        return alpha
+    steps = 1 + quality * quality // 80
+    return np.rint(np.rint(alpha / 255 * steps) * (255 / steps)).astype(np.uint8)
 
-    0 and 255 are always kept.
-    """
-    if quality < 100:
-        steps = 1 + quality * quality // 80
-        alpha = np.rint(np.rint(alpha / 255 * steps) * (255 / steps)).astype(np.uint8)
+
+def pack(alpha: Pixels) -> bytes:
+    """Code (H, W) alpha values without loss."""
     if (alpha == alpha.flat[0]).all():
         return bytes((_EVEN, int(alpha.flat[0])))
     image = Image.fromarray(alpha)
@@ -81,8 +83,17 @@ def _fill(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np
         return own
     coarse = _fill(_halve(total), _halve(weight))
     height, width = weight.shape[:2]
-    np.copyto(own, coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width], where=~known)
+    np.copyto(own, _doubled(_doubled(coarse, 0), 1)[:height, :width], where=~known)
     return own
+
+
+def _doubled(x: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Twice as many pixels on an axis, interpolated between the centres of the given ones."""
+    x = np.moveaxis(x, axis, 0)
+    padded = np.concatenate([x[:1], x, x[-1:]])
+    near = 0.75 * x
+    both: NDArray[np.float32] = np.stack([near + 0.25 * padded[:-2], near + 0.25 * padded[2:]], axis=1)
+    return np.moveaxis(both.reshape(-1, *x.shape[1:]), 0, axis)
 
 
 _FOUR = [(slice(row, None, 2), slice(column, None, 2)) for row in (0, 1) for column in (0, 1)]

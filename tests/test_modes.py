@@ -253,3 +253,30 @@ def test_what_a_png_says_under_the_names_of_metadata_is_no_metadata() -> None:
     image.info |= {"icc_profile": "a text", "duration": "abc"}
     assert "icc_profile" not in opened(image).info
     assert opened(image, save_all=True).size == (20, 20)
+
+
+def test_fewer_levels_of_alpha_hide_what_they_make_transparent(cutout: Image.Image) -> None:
+    reduced = cutout.copy()
+    values = alpha.reduced(np.asarray(cutout)[:, :, 3], 0)
+    assert set(np.unique(values)) == {0, 255}
+    reduced.putalpha(Image.fromarray(values))
+    assert coded(cutout, alpha_quality=0) == coded(reduced)
+
+
+def test_what_hides_behind_transparency_has_no_steps() -> None:
+    colour, seen = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)
+    colour[:, 56:], seen[:, :8], seen[:, 56:] = 255, 255, 255
+    shown = alpha.hide_transparent(colour, seen).astype(int)
+    assert np.array_equal(shown[seen > 0], colour[seen > 0])
+    assert (np.diff(shown, axis=1) >= 0).all()
+    assert np.abs(np.diff(shown[:, 12:52], axis=1)).max() < 24
+
+
+def test_a_target_counts_what_is_seen(photo: Image.Image) -> None:
+    """Flat colours that nobody sees have hardly an error."""
+    part = photo.crop((0, 0, 128, 128)).convert("RGBA")
+    seen = np.zeros((128, 128), np.uint8)
+    seen[32:96, 32:96] = 255
+    part.putalpha(Image.fromarray(seen))
+    shown = pixels_of(coded(part, target_psnr=36))
+    assert 36 <= psnr(shown[seen > 0][:, :3], np.asarray(part)[seen > 0][:, :3]) < 36.6

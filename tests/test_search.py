@@ -20,6 +20,7 @@ from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
 from pillow_lic.options import EncoderOptions
 from pillow_lic.quantizers import lattice
+from pillow_lic.quantizers.adaptive import Priors
 from pillow_lic.quantizers.lattice import BW16, E8, H24, Kind
 from pillow_lic.search import tile
 from pillow_lic.search.costs import Costs, cost_table
@@ -29,6 +30,7 @@ from pillow_lic.search.look import steepness
 from pillow_lic.search.refine import STEPS, refine
 from pillow_lic.search.relax import DiamondChoice, LatticeChoice, Relaxation, Rounding, nearest_two
 from pillow_lic.search.target import largest, largest_of_few
+from pillow_lic.search.view import TileView
 from pillow_lic.symbols import CodedTile, given, hyper_steps, pack, with_hyper
 from pillow_lic.training import probabilities
 
@@ -43,7 +45,12 @@ def part(photo: Image.Image) -> Image.Image:
 def loss(image: Image.Image, quality: float, **options: object) -> float:
     """Lambda * distortion + rate in bits, from the real file's bytes and pixels."""
     data = coded(image, quality=quality, **options)
-    squared = np.square(pixels_of(data).astype(float) - np.asarray(image)).mean(axis=2).sum()
+    squared = (
+        np.square(pixels_of(data).astype(float) - np.asarray(image))
+        .reshape(-1, len(image.getbands()))
+        .mean(axis=1)
+        .sum()
+    )
     return float(rate_weight(quality)) * squared + 8 * len(data)
 
 
@@ -393,3 +400,46 @@ def test_the_largest_of_a_few(count: int) -> None:
         below = [code for code, value in enumerate(values) if value <= wanted]
         assert largest_of_few(wanted, count - 1, attempt) == (below[-1] if below else None)
         assert len(attempts) <= 4
+
+
+def viewed(
+    pixels: torch.Tensor, shown: torch.Tensor, *, grey: bool = False, measure: str = "mse"
+) -> tuple[float, torch.Tensor]:
+    """What a view of 32x32 pixels counts for what a synthesis shows, and the gradient."""
+    nothing = torch.zeros(1, 2, 2)
+    shown = shown.clone().requires_grad_(True)
+    view = TileView(
+        lambda _: shown, pixels, nothing[None], 0, 0, nothing, nothing > 0, nothing[:, :1, :1], 1.0, measure, grey=grey
+    )
+    bits = view.distortion(torch.zeros(0))
+    (gradient,) = torch.autograd.grad(bits, shown)
+    return float(bits.detach()), gradient
+
+
+def test_a_search_sees_what_its_users_see() -> None:
+    pixels = torch.full((1, 3, 30, 27), 127.5)
+    shown = torch.full((1, 3, 32, 32), 140.0)  # whiter than white, and past the edges anything
+    shown[:, :, 30:], shown[:, :, :, 27:] = -50, 80
+    assert viewed(pixels, shown)[0] == 0
+    pixels[0, 0, 0, 0] = 120
+    bits, gradient = viewed(pixels, shown)
+    assert bits == pytest.approx(7.5**2 / 3)  # each pixel counts a third of its squared errors
+    assert gradient[0, 0, 0, 0] > 0  # down towards white, where it would be less
+    assert gradient.count_nonzero() == 1
+    pixels, shown = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+    shown[:, 0], shown[:, 2] = 5, -5
+    assert viewed(pixels, shown)[0] > 0
+    assert viewed(pixels, shown, grey=True)[0] == 0
+
+
+def test_grey_pictures_are_searched_as_they_are_shown(part: Image.Image) -> None:
+    grey = part.convert("L")
+    assert loss(grey, 4, effort=3) < 0.985 * loss(grey, 4)
+
+
+def test_levels_tell_by_how_many_indices_they_are_finer() -> None:
+    levels = np.arange(-16, 17, dtype=np.int8)[None]
+    zero = torch.zeros((1, 4, 4 * levels.size), dtype=torch.int32)
+    priors = Priors(zero, zero.to(torch.uint8), zero).adapted(levels, 64)
+    assert np.array_equal(np.asarray(priors.level)[:, ::4], levels.repeat(4, axis=0))
+    assert Priors(zero, zero.to(torch.uint8), zero).level == 0

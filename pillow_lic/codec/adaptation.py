@@ -37,7 +37,7 @@ def chosen_levels(model: Model, array: Pixels, header: Header, device: torch.dev
     similarity = np.ones((len(PROBES), BLOCKS * rows, BLOCKS * columns), np.float32)
     bits = np.zeros((len(PROBES), rows * adaptive.BLOCK, columns * adaptive.BLOCK))
     plain = replace(header, quantizer="scalar", adaptive=False)
-    for part in analysed(model, array, plain, device, None, searching=False):
+    for part in analysed(model, array, plain, device, None, searching=True):
         here = np.s_[:, part.place.top : part.place.bottom, part.place.left : part.place.right]
         fine = np.s_[:, 2 * part.place.top : 2 * part.place.bottom, 2 * part.place.left : 2 * part.place.right]
         similarity[fine], bits[here] = _probed(model, part, header, device)
@@ -61,9 +61,13 @@ def _probed(
     model: Model, part: Part, header: Header, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """SSIM of a tile's 8x8 blocks (probes, 2 h, 2 w) and bits of its positions (probes, h, w) at each probe."""
-    y, pixels = (crop(x, part.place, part.around, n) for x, n in ((part.y, 1), (part.pixels, LATENT_STRIDE)))
-    network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
+    y = crop(part.y, part.place, part.around)
     gain = model.inverse_gain(options.quality_of(header.quality_code)).to(device)
+    near = part.place.grown(model.arch.synthesis_margin, latent_size(header.height), latent_size(header.width))
+    latents, pixels = (crop(x, near, part.around, n) for x, n in ((part.y * gain, 1), (part.pixels, LATENT_STRIDE)))
+    latents = latents.clone()
+    own = crop(latents, part.place, near)
+    network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
     blocks = [-(-n // adaptive.BLOCK) for n in y.shape[2:]]
     similarity, bits = [], []
     for level in PROBES:
@@ -73,8 +77,10 @@ def _probed(
         tile = replace(part.coded, priors=priors)
         tile = with_residual(model, tile, y[0] * priors.factor - scalar.dequantise(torch.zeros_like(y[0]), priors.mean))
         symbols = torch.from_numpy(tile.y).to(device)
-        shown = network(scalar.dequantise(symbols, priors.mean)[None] * (gain / priors.factor), quality)
-        similarity.append(_similarity(shown.float(), pixels))
+        own[:] = scalar.dequantise(symbols, priors.mean)[None] * (gain / priors.factor)
+        # As it will be seen: with its neighbours, which have no symbols yet.
+        seen = torch.from_numpy(_similarity(network(latents, quality).float(), pixels))
+        similarity.append(crop(seen[None, None], part.place, near, 2)[0, 0].numpy())
         row, zero = priors.index.long(), torch.zeros_like(y[0])
         cost = Costs(cost_table(model.tables, device), row, zero, zero + 1).of(symbols.float())
         bits.append(torch.where(row < model.tables.skip, 0, cost).sum(dim=0).cpu().numpy())
@@ -83,7 +89,7 @@ def _probed(
 
 def _similarity(shown: Tensor, pixels: Tensor) -> NDArray[np.float32]:
     """SSIM of luma, the mean of each 8x8 pixels."""
-    weights = torch.tensor(LUMA, device=pixels.device)[None, :, None, None]
+    weights = torch.tensor(LUMA, dtype=torch.float32, device=pixels.device)[None, :, None, None]
     one, other = ((x * weights).sum(dim=1, keepdim=True) for x in (shown.clamp(-127.5, 127.5), pixels))
     found: NDArray[np.float32] = F.avg_pool2d(ssim_map(one, other), 8)[0, 0].cpu().numpy()
     return found

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pillow_lic import alpha, container, options
 from pillow_lic.codec import families
@@ -106,7 +107,8 @@ def encode(
             kind, wanted = opts.target
             codes = [stop.code for stop in family.stops] if isinstance(family, Family) else range(MAX_QUALITY_CODE + 1)
             if kind == "target_psnr":
-                return _at_psnr([colour for colour, _ in coded], partial(at, device), codes, wanted, opts.device)
+                seen = _visible(coded, everywhere=opts.exact)
+                return _at_psnr(np.stack([c for c, _ in coded]), seen, partial(at, device), codes, wanted, opts.device)
             return _at_size(partial(at, device), codes, kind, wanted, width * height * len(pictures))
 
     return or_on_cpu(choose_device(opts.device, width * height), on)
@@ -142,11 +144,11 @@ def header_for(
 
 def split_alpha(array: Pixels, opts: EncoderOptions) -> tuple[Pixels, bytes]:
     """Colours as they are coded, and coded transparency, of (H, W, 2 or 4) pixels."""
-    colour, transparency = array[:, :, :-1], array[:, :, -1]
+    colour, transparency = array[:, :, :-1], alpha.reduced(array[:, :, -1], opts.alpha_quality)
     if colour.shape[2] == 1:
         colour = colour[:, :, 0]
     shown = colour if opts.exact else alpha.hide_transparent(colour, transparency)
-    return shown, alpha.pack(transparency, opts.alpha_quality)
+    return shown, alpha.pack(transparency)
 
 
 def _encode(
@@ -196,8 +198,28 @@ def _at_size(at: Encoder, codes: Sequence[int], kind: str, wanted: float, pixels
     return found
 
 
-def _at_psnr(pictures: Sequence[Pixels], at: Encoder, codes: Sequence[int], wanted: float, device: str | None) -> bytes:
-    """The smallest file of at least a wanted PSNR in dB, over all frames, of colours only."""
+def _visible(pictures: Sequence[tuple[Pixels, bytes | None]], *, everywhere: bool) -> NDArray[np.bool_]:
+    """Where anybody sees the frames' colours, (n, H, W); everywhere if nowhere."""
+    masks = []
+    for colour, packed in pictures:
+        height, width = colour.shape[:2]
+        if packed is None or everywhere:
+            masks.append(np.ones((height, width), bool))
+        else:
+            masks.append(alpha.unpack(packed, width, height) > 0)
+    seen = np.stack(masks)
+    return seen if seen.any() else ~seen
+
+
+def _at_psnr(
+    pictures: Pixels,
+    seen: NDArray[np.bool_],
+    at: Encoder,
+    codes: Sequence[int],
+    wanted: float,
+    device: str | None,
+) -> bytes:
+    """The smallest file of at least a wanted PSNR in dB, over all frames (n, H, W, ...), of colours that are seen."""
 
     def attempt(below: int, *, quickly: bool = False) -> tuple[bytes, float]:
         data = at(codes[-1 - below], quickly=quickly)
@@ -205,7 +227,7 @@ def _at_psnr(pictures: Sequence[Pixels], at: Encoder, codes: Sequence[int], want
         reader.metadata()
         with in_silence():
             shown = [decode(reader.header, replace(frame, alpha=None), device) for frame in reader.frames()]
-        return data, -min(100.0, psnr(np.stack(pictures), np.stack(shown)))
+        return data, -min(100.0, psnr(pictures[seen], np.stack(shown)[seen]))
 
     found = _largest(-wanted, codes, attempt)
     if found is None:

@@ -66,7 +66,9 @@ def _viewer(model: Model, part: Part, header: Header, measure: str) -> Callable[
     device = part.y.device
     h, w = latent_size(header.height), latent_size(header.width)
     near = part.place.grown(model.arch.synthesis_margin, h, w)
-    pixels = crop(part.pixels, near, part.around, LATENT_STRIDE).clone()
+    pixels = crop(part.pixels, near, part.around, LATENT_STRIDE)
+    inside = header.height - LATENT_STRIDE * near.top, header.width - LATENT_STRIDE * near.left
+    pixels = pixels[:, :, : inside[0], : inside[1]].clone()  # what is repeated past the edge nobody sees
     around = crop(part.y, near, part.around).clone()
     network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
 
@@ -88,6 +90,7 @@ def _viewer(model: Model, part: Part, header: Header, measure: str) -> Callable[
             measure=measure,
             factor=None if priors.factor is None else priors.factor.clone(),
             fineness=None if priors.fineness is None else priors.fineness.clone(),
+            grey=header.mode.startswith("L"),
         )
 
     return view_of

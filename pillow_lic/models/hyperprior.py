@@ -46,7 +46,7 @@ HYPER_STRIDE = 4
 
 def scale_of(index: Tensor) -> Tensor:
     """Standard deviation of a (fractional) scale index, limited to the ladder's ends."""
-    return SCALE_MIN * torch.exp(_limit(index, 0.0, SCALES - 1.0) * SCALE_STEP)
+    return SCALE_MIN * torch.exp(limited(index, 0.0, SCALES - 1.0) * SCALE_STEP)
 
 
 class _Limit(torch.autograd.Function):
@@ -63,7 +63,8 @@ class _Limit(torch.autograd.Function):
         return torch.where((outside == 0) | (outside * grad < 0), grad, 0), None, None
 
 
-def _limit(x: Tensor, low: float, high: float) -> Tensor:
+def limited(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamped; gradients still flow where they lead back inside."""
     return _Limit.apply(x, low, high) if x.requires_grad else x.clamp(low, high)  # type: ignore[no-untyped-call]
 
 

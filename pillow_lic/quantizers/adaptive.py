@@ -48,6 +48,11 @@ class Priors:
     factor: Tensor | None = None
     fineness: Tensor | None = None
 
+    @property
+    def level(self) -> Tensor | int:
+        """By how many indices the steps are meant to be finer, (h, w)."""
+        return 0 if self.fineness is None else (10 * self.fineness.log()).round()
+
     def adapted(self, levels: Levels | None, scales: int) -> Priors:
         """The same for steps of other sizes; exact."""
         if levels is None:

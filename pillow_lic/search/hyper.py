@@ -134,7 +134,7 @@ class _Judge:
             ratio, change, by_symbols, by_hidden = self._seen
             shift, refined = ratio * scale_of(index), index + change
             further = (by_symbols * symbols).sum() + (by_hidden * hidden).sum()
-        curves = curvature(index.detach().flatten()).view_as(index)
+        curves = curvature((index.detach() - self.level).flatten()).view_as(index)
         lost = (curves * (steps - whole).square()).sum()
         return (gaussian_bits(symbols - shift, refined) * coded).sum() + further + lost
 
@@ -156,4 +156,4 @@ def _finer(priors: Priors) -> tuple[Tensor | float, Tensor | float]:
     if priors.fineness is None:
         return 1.0, 0.0
     finer = priors.fineness.clone()  # tensors made in inference mode have no gradients, copies of them do
-    return finer, (10 * finer.log()).round()
+    return finer, priors.level

@@ -87,7 +87,8 @@ def _points(tile: CodedTile, view: TileView) -> Tensor:
 
 def _curves(tile: CodedTile, view: TileView) -> Tensor:
     """The curvature of the coded latents, (n,); wider steps curve more, unless less is asked for there."""
-    curves = curvature(tile.priors.index[view.coded].float())
+    # Where steps are finer errors count for more: a step of one's own curves as nominal ones do.
+    curves = curvature((tile.priors.index - tile.priors.level)[view.coded].float())
     if view.factor is not None:
         wider = (1 if view.fineness is None else view.fineness) / view.factor
         curves = curves * wider.square().expand_as(view.mean)[view.coded]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from pillow_lic.warning import warn
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.abc import Loader
@@ -35,9 +37,16 @@ def register() -> None:
 def register_when_imported() -> None:
     """Register now if imageio is imported already, else as soon as somebody imports it."""
     if _CONFIG in sys.modules:
-        register()
+        _register_or_warn()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def _register_or_warn() -> None:
+    try:
+        register()
+    except Exception as error:  # of an imageio to come: it works on without us, and so does Pillow
+        warn(f"imageio knows no .lic files: {type(error).__name__}: {error}")
 
 
 # Neither class derives from importlib.abc's: that import alone costs 8 ms.
@@ -80,4 +89,4 @@ class _Loader:
         self._loader.exec_module(module)
         if self._finder in sys.meta_path:
             sys.meta_path.remove(self._finder)
-        register()
+        _register_or_warn()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from contextlib import suppress
 from uuid import uuid4
 
 PARTIAL = ".partial"
+PAUSES = (0.02, 0.05, 0.1, 0.2) if os.name == "nt" else ()
+"""Seconds to wait before renaming is tried again."""
 
 
 def write(path: str, data: bytes, scratch: str | None = None) -> None:
@@ -30,7 +33,7 @@ def write(path: str, data: bytes, scratch: str | None = None) -> None:
     partial = os.path.join(scratch or beside, f".{uuid4().hex}{PARTIAL}")
     try:
         _make(partial, data, old, keep_owner=scratch is None)
-        os.replace(partial, path)
+        _replace(partial, path)
     except OSError as error:
         if error.errno == errno.EXDEV and scratch not in (None, beside):  # a link to another filesystem
             write(path, data, beside)
@@ -42,6 +45,15 @@ def write(path: str, data: bytes, scratch: str | None = None) -> None:
     finally:
         if os.path.exists(partial):
             os.remove(partial)
+
+
+def _replace(partial: str, path: str) -> None:
+    """Rename; Windows refuses while a scanner or indexer looks at either file, as it does for some moments."""
+    for pause in PAUSES:
+        with suppress(PermissionError):
+            return os.replace(partial, path)
+        time.sleep(pause)
+    os.replace(partial, path)
 
 
 def _make(path: str, data: bytes, old: os.stat_result | None, *, keep_owner: bool) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import site
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 NAME = "pillow_lic_autoload.pth"
@@ -12,8 +14,16 @@ LINE = 'import sys; exec("try: import pillow_lic_autoload\\nexcept Exception: pa
 
 
 def hook(folder: str | Path | None = None) -> Path:
-    """Where the hook lies if it is on: in ``folder``, by default this environment's site-packages."""
-    return Path(folder or sysconfig.get_path("purelib")) / NAME
+    """Where the hook lies if it is on: in ``folder``, by default the site-packages that this package lies in."""
+    return Path(folder or _own_site()) / NAME
+
+
+def _own_site() -> str:
+    """The environment's site-packages, or the user's own (pip install --user)."""
+    spec = find_spec("pillow_lic_autoload")
+    user = site.getusersitepackages()
+    own = spec is not None and spec.origin is not None and Path(spec.origin).parent == Path(user)
+    return user if own and site.ENABLE_USER_SITE else sysconfig.get_path("purelib")
 
 
 def turn_on(folder: str | Path | None = None) -> Path:

@@ -143,6 +143,8 @@ class Reader:
             if kind == ANIMATION and self.animation is None and length <= 5 * (self.header.frames + 1):
                 self.animation = Animation.unpack(self._payload(kind, length), self.header.frames)
                 continue
+            if kind == ANIMATION:
+                raise OSError("damaged LIC file: the ANIM chunk is too long or repeated")
             repeated = named if kind == MODEL else names.get(kind) in found
             if kind in (MODEL, *names) and (repeated or length > (MAX_NAME if kind == MODEL else MAX_METADATA + 1)):
                 raise OSError(f"damaged LIC file: the {kind.decode()} chunk is too long or repeated")
@@ -206,8 +208,8 @@ class Reader:
                 if right and not payload:
                     raise OSError("damaged LIC file: the transparency is empty")
                 alpha = payload if right else b""
-            elif kind in (MODEL, ANIMATION, *METADATA.values()):
-                raise OSError(f"damaged LIC file: a {kind.decode()} chunk among the frames")
+            elif kind in (ALPHA, MODEL, ANIMATION, *METADATA.values()):
+                raise OSError(f"damaged LIC file: a {kind.decode()} chunk where none belongs")
             else:
                 self._skip_unknown(kind, length)
 

@@ -59,7 +59,7 @@ class EncoderOptions:
     effort     0 (fast) to 9 (slow): how long the encoder searches for latents that look better or cost
                less; pictures take as long to decode as ever; default 0
     tune       what the shipped models are trained for: "mse" (PSNR) or "ms-ssim"; default "mse".  Or "ssim": the search
-               weighs errors by how much SSIM loses by them, with any model of ours; effort is 1 then if not given
+               weighs errors by how much SSIM loses by them, with any model of ours; effort is at least 1 then
     model      name of an installed model, or the path of a .safetensors file, instead of tune "mse" or "ms-ssim"
     device     "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large
                enough to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None

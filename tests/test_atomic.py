@@ -116,3 +116,19 @@ def test_an_error_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(PermissionError) as caught:
         atomic.write(str(tmp_path / "a.lic"), b"new")
     assert caught.value.filename == str(tmp_path / "a.lic")
+
+
+def test_renaming_that_fails_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace, refusals = tmp_path / "a.lic", os.replace, iter((True, True))
+    path.write_bytes(b"old")
+
+    def busy(source: str, target: str) -> None:
+        if next(refusals, False):
+            raise PermissionError(13, "Permission denied", source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    monkeypatch.setattr(atomic, "PAUSES", (0, 0, 0))
+    atomic.write(str(path), b"new", str(tmp_path))
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.lic"]

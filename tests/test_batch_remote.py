@@ -15,6 +15,7 @@ from conftest import load
 
 from pillow_lic import EncoderOptions
 from pillow_lic.batch import convert
+from pillow_lic.batch.files import changed
 from pillow_lic.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -137,3 +138,7 @@ def test_another_archive_replaces_nothing(tmp_path: Path) -> None:
     other = convert([f"zip://::{tmp_path / 'card2.zip'}"], out, jobs=1)
     assert not other.converted
     assert "made from another file" in str(other.failures[0].error)
+
+
+def test_times_of_ftp_are_universal() -> None:
+    assert changed({"size": 1, "modify": "20240101000000"}) == 1704067200

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 from conftest import IMAGES, psnr
 from PIL import ExifTags, Image
 
-from pillow_lic import extras
-from pillow_lic.cli import main
+from pillow_lic import cli, extras
+from pillow_lic.cli import common, main
 
 
 @pytest.fixture
@@ -248,3 +249,53 @@ def test_dry_run_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert json.loads(output.with_suffix(".json").read_text())["training"]["stages"][-1]["steps"] == 3
     assert (tmp_path / "run" / "checkpoint.pt").exists()
     assert main([*argv, "--validation", str(tmp_path / "nowhere"), "--max-steps", "3"]) == 1
+
+
+@pytest.mark.parametrize("command", [["convert", "-", "x.lic"], ["convert", "x.png", "-"], ["info", "-"]])
+def test_standard_input_and_output_are_no_files(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    assert "standard input and output" in capsys.readouterr().err
+
+
+def test_transcode_writes_lic_files_alone(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lic, before = tmp_path / "x.lic", source.read_bytes()
+    assert main(["convert", str(source), str(lic)]) == 0
+    assert main(["transcode", str(lic), str(source)]) == 2
+    assert "must end in .lic" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_under_what_is_printed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lic = tmp_path / "x.lic"
+    assert main(["convert", str(source), str(lic)]) == 0
+    full = open("/dev/full", "w")  # noqa: SIM115  (closing it fails as well)
+    monkeypatch.setattr(sys, "stdout", full)
+    assert main(["info", str(lic)]) == 1
+    assert "No space left" in capsys.readouterr().err
+    with suppress(OSError):
+        full.close()
+
+
+def test_wildcards_where_the_shell_leaves_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.lic", "a.lic"):
+        (tmp_path / name).touch()
+    words = ["info", str(tmp_path / "*.lic"), str(tmp_path / "*.png"), "--verify"]
+    assert cli._expanded(words) == words
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert cli._expanded(words) == ["info", str(tmp_path / "a.lic"), str(tmp_path / "b.lic"), *words[2:]]
+
+
+def test_a_bar_without_a_place_to_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with common.bar("nothing") as on_progress:
+        on_progress(1, 2)
+
+
+def test_throughput_is_measured_on_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert main(["bench", str(tmp_path), "--throughput", "2"]) == 2

@@ -137,7 +137,7 @@ def test_metadata_among_frames_and_of_no_kind_are_refused() -> None:
     film = container.write(animation, {}, [Frame([b"abcd"])] * 2, Animation(0, (40, 40)))
     second = film.rindex(b"FRAM")
     for kind in (b"exif", b"dpix", b"modl"):
-        with pytest.raises(OSError, match=f"a {kind.decode()} chunk among the frames"):
+        with pytest.raises(OSError, match=f"a {kind.decode()} chunk where none belongs"):
             read(film[:second] + container._chunk(kind, b"\0second") + film[second:])
     with pytest.raises(OSError, match="the resolution is no two numbers"):
         read(data[:start] + container._chunk(b"dpix", b"\0abc") + data[start:])
@@ -227,3 +227,14 @@ def test_codes_of_later_versions_are_named() -> None:
     payload[4:6] = bytes((1, 0x0F))
     with pytest.raises(OSError, match="needs a newer"):
         Header.unpack(bytes(payload))
+
+
+def test_what_comes_twice_is_damage_and_not_of_a_newer_version() -> None:
+    clear = container.write(replace(HEADER, mode="RGBA"), {}, [Frame([b"abcd"], b"alpha")])
+    start = clear.index(b"FRAM")
+    with pytest.raises(OSError, match="a ALPH chunk where none belongs"):
+        read(clear[:start] + container._chunk(b"ALPH", b"again") + clear[start:])
+    film = container.write(replace(HEADER, frames=2), {}, [Frame([b"abcd"])] * 2, Animation(0, (40, 40)))
+    start, end = film.index(b"ANIM"), film.index(b"FRAM")
+    with pytest.raises(OSError, match="the ANIM chunk is too long or repeated"):
+        read(film[:end] + film[start:end] + film[end:])

@@ -15,6 +15,7 @@ from conftest import coded, pixels_of, psnr
 from PIL import ExifTags, Image
 
 import pillow_lic
+from imageio_plugin import registration
 
 pillow_lic.register_lic_opener()
 
@@ -301,3 +302,17 @@ def test_streams_that_cannot_seek(array: np.ndarray) -> None:
 
     data = coded(Image.fromarray(array))
     assert np.array_equal(iio.imread(Stream(data), extension=".lic"), iio.imread(data, extension=".lic"))
+
+
+def test_a_function_that_gives_no_mask(array: np.ndarray, tmp_path: Path) -> None:
+    iio.imwrite(tmp_path / "x.lic", array, roi=lambda im: None)
+    assert (tmp_path / "x.lic").read_bytes() == coded(Image.fromarray(array))
+
+
+def test_an_imageio_that_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed() -> None:
+        raise AttributeError("no such table")
+
+    monkeypatch.setattr(registration, "register", changed)
+    with pytest.warns(UserWarning, match="knows no .lic files: AttributeError: no such table"):
+        registration.register_when_imported()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from safetensors.torch import save
 from pillow_lic import container
 from pillow_lic.cli import main
 from pillow_lic.header import Header
-from pillow_lic.models import loading
+from pillow_lic.models import finding, loading
 from pillow_lic.models.errors import ModelError
 
 CHECKPOINTS = Path(__file__).parent / "published"
@@ -181,3 +182,38 @@ def test_verify_reads_what_codes_lattices_alone(tmp_path: Path) -> None:
     path.write_bytes(save(tensors, metadata=about))
     with pytest.raises(ModelError, match="partial"):
         loading.verify(loading.load_model(str(path)))
+
+
+def test_a_home_that_nobody_may_look_into(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    closed, stat = tmp_path / "closed", os.stat
+
+    def refused(path: object, *args: object, **kwargs: object) -> os.stat_result:
+        if str(path).startswith(str(closed)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setenv("XDG_DATA_HOME", str(closed))
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(closed / "mine"))
+    monkeypatch.setattr(os, "stat", refused)
+    assert finding.path_of("mse") in finding.installed()
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(finding, "user_data_path", nowhere)
+    assert finding.path_of("mse") is not None
+    with pytest.raises(OSError, match="put its [.]safetensors file into a folder named in PILLOW_LIC_MODELS"):
+        loading.model_by_identity(b"nobody's")
+
+
+@pytest.mark.usefixtures("_installed")
+def test_verify_goes_on_after_a_damaged_model(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"none")
+    assert main(["models", "verify", str(damaged), str(folder / "mean.safetensors"), "nobody"]) == 1
+    found = capsys.readouterr()
+    assert "mean.safetensors" in found.out
+    assert "damaged.safetensors" in found.err
+    assert "nobody" in found.err

@@ -85,7 +85,10 @@ def in_processes(tasks: Sequence[Task], settings: Settings, jobs: int) -> Genera
             left, begun = yield from _pool(waiting, settings, jobs, ahead=2)
         strikes = 0 if begun else strikes + 1
         if strikes == STARTS:
-            raise OSError("worker processes die before they begin: is there enough memory for torch?")
+            raise OSError(
+                "worker processes die before they begin: is there enough memory for torch? If a script of yours called "
+                'this, its calls belong under `if __name__ == "__main__":`, since each worker imports it'
+            )
         if alone and begun:
             for task in left:
                 yield failed(task.source, task.target, "the process converting it died; is there enough memory?")

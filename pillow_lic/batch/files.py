@@ -8,7 +8,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -114,8 +114,11 @@ def locate(url: str | os.PathLike[str]) -> File:
     if "://" not in text:  # fsspec takes apart what has two colons
         local = LocalFileSystem()
         return File(local, local._strip_protocol(text))
-    with reaching():
-        return File(*url_to_fs(text))
+    try:
+        with reaching():
+            return File(*url_to_fs(text))
+    except ImportError as error:
+        raise ImportError(f"{error} (pip install 'pillow-lic[remote]' brings s3:// and gs://)") from error
 
 
 def files_below(
@@ -231,7 +234,7 @@ def changed(info: Info) -> float | None:
                 case tuple() as moment:
                     return datetime(*moment).timestamp()
                 case str() as moment if moment[:14].isdigit():  # FTP's
-                    return datetime.strptime(moment[:14], "%Y%m%d%H%M%S").timestamp()
+                    return datetime.strptime(moment[:14], "%Y%m%d%H%M%S").replace(tzinfo=UTC).timestamp()
                 case str() as moment:
                     return datetime.fromisoformat(moment).timestamp()
                 case float() | int() as moment:

@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import sys
+from glob import glob
 
 from PIL import Image
 
@@ -27,11 +28,13 @@ FAILURES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    args = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # which may not know all the letters that files' names have
+    if isinstance(sys.stdout, io.TextIOWrapper):  # which may not know all the letters that files' names and help have
         sys.stdout.reconfigure(errors="backslashreplace")
+    args = _parser().parse_args(_expanded(sys.argv[1:] if argv is None else argv))
     try:
         args.run(args)
+        if sys.stdout:  # a full disk or a reader that has gone would be told of after the last chance for a message
+            sys.stdout.flush()
     except UsageError as error:
         print(f"lic {args.command}: {error}", file=sys.stderr)
         return 2
@@ -45,6 +48,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lic {args.command}: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _expanded(words: list[str]) -> list[str]:
+    """The words of a command line with wildcards replaced, where the shell leaves that to programs."""
+    if sys.platform != "win32":
+        return words
+    return [name for word in words for name in (sorted(glob(word)) if "*" in word else []) or [word]]
 
 
 def _parser() -> argparse.ArgumentParser:

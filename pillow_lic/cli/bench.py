@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pillow_lic
-from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, positive
+from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, bar, positive
 from pillow_lic.extras import need
+from pillow_lic.header import QUANTIZERS
 from pillow_lic.options import DEFAULT_CONTEXT, EncoderOptions
+
+if TYPE_CHECKING:
+    from pillow_lic.bench.codecs import Codec
+    from pillow_lic.bench.measure import Measurement
+    from pillow_lic.bench.report import Curve
 
 COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities", "codecs", "variants", "contexts")
 """Options of comparisons alone: what they compare, encode with, and take of each image."""
@@ -33,7 +41,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--model", default="mse", help="model to encode with (%(default)s)")
     parser.add_argument("--context", help=f"context model to encode with: {KNOWN_CONTEXTS}; default {DEFAULT_CONTEXT}")
-    parser.add_argument("--quantizer", help="quantiser to encode with")
+    parser.add_argument("--quantizer", help=f"quantiser to encode with: {', '.join(QUANTIZERS)}")
     parser.add_argument("--effort", type=int, default=0, help="effort to encode with, 0 to 9 (%(default)s)")
     parser.add_argument("--images", type=positive, metavar="N", help="only so many images, evenly spread")
     parser.add_argument(
@@ -70,68 +78,76 @@ def run(args: argparse.Namespace) -> None:
 
     if args.reference and not Path(args.reference).is_dir():
         raise UsageError(f"--reference: there is no folder {args.reference}")
-
-    from tqdm import tqdm
-
-    from pillow_lic.bench import codecs, contexts, measure, report, variants
-    from pillow_lic.distortions import MS_SSIM_SIDE
-
     try:
         pillow_lic.set_defaults(model=args.model, context=args.context, quantizer=args.quantizer, effort=args.effort)
-        lic = replace(codecs.LIC, values=tuple(args.qualities or codecs.LIC.values))
-        for quality in lic.values:
-            EncoderOptions(quality=quality)
-        if args.variants:
-            selected = [variants.codec_of(text, lic.values) for text in args.variants]
-        else:
-            selected = [lic, *codecs.chosen(args.codecs)[1:]]
+        selected = _selected(args)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    with tqdm(unit="file", desc="bench", delay=2) as bar:
+    if args.contexts:
+        from pillow_lic.bench import contexts
 
-        def on_step(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        with bar("bench", "file", delay=2) as on_step:
+            found = contexts.compare(args.folder, args.model, on_step, images=args.images)
+        print(contexts.text(found))
+        return
 
-        if args.contexts:
-            print(contexts.text(contexts.compare(args.folder, args.model, on_step, images=args.images)))
-            return
+    from pillow_lic.bench import measure, report, variants
+
+    with bar("bench", "file", delay=2) as on_step:
         measurements = measure.measure_folder(args.folder, selected, on_step, images=args.images, side=args.crop)
+    report.write_json(Path(args.output), selected, measurements)  # first: it is what took the time
     if args.variants:
-        report.write_json(Path(args.output), selected, measurements)  # first: it is what took the time
         print(variants.text(variants.compare(measurements, selected)))
         return
+    _print_codecs(args, selected, measurements)
+
+
+def _selected(args: argparse.Namespace) -> list[Codec]:
+    """The codecs or variants to compare; ``ValueError`` if one makes no sense."""
+    from pillow_lic.bench import codecs, variants
+
+    lic = replace(codecs.LIC, values=tuple(args.qualities or codecs.LIC.values))
+    for quality in lic.values:
+        EncoderOptions(quality=quality)
+    if args.variants:
+        return [variants.codec_of(text, lic.values) for text in args.variants]
+    return [lic, *codecs.chosen(args.codecs)[1:]]
+
+
+def _print_codecs(args: argparse.Namespace, selected: Sequence[Codec], measurements: Sequence[Measurement]) -> None:
+    """Tables and plots of LIC beside other codecs and published curves."""
+    from pillow_lic.bench import codecs, measure, report
+    from pillow_lic.distortions import MS_SSIM_SIDE
+
+    output = Path(args.output)
     points = {c.name: measure.mean_points(measurements, c) for c in selected}
     for codec in selected:
         print(report.points_text(codec, points[codec.name]) + "\n")
-    output = Path(args.output)
-    report.write_json(output, selected, measurements)
     published, published_similarity = report.published_curves(Path(args.reference)) if args.reference else ({}, {})
     psnr = {name: report.psnr_curve(p) for name, p in points.items()}
-    similarity = {name: report.ms_ssim_curve(p) for name, p in points.items()}
-    others = {name: curve for name, curve in psnr.items() if name != "LIC"}
-    table = report.bd_table(psnr["LIC"], others | published)
-    table_similarity = {}
-    if similarity["LIC"]:
-        others_similarity = {name: curve for name, curve in similarity.items() if name != "LIC" and curve}
-        table_similarity = report.bd_table(similarity["LIC"], others_similarity | published_similarity)
-    else:
+    similarity = {name: curve for name, p in points.items() if (curve := report.ms_ssim_curve(p))}
+    table, table_similarity = _against_lic(psnr, published), _against_lic(similarity, published_similarity)
+    if not similarity:
         print(f"no MS-SSIM: it needs pictures of {MS_SSIM_SIDE} pixels a side", file=sys.stderr)
     print(report.bd_text(codecs.LIC.describe(), table, table_similarity))
-    found = report.per_image_bd(measurements, "AVIF").items() if "AVIF" in others else ()
+    found = report.per_image_bd(measurements, "AVIF").items() if "AVIF" in psnr else ()
     if by_image := sorted((item for item in found if item[1] == item[1]), key=lambda item: item[1]):  # not NaN
         print(f"against AVIF by image: best {by_image[0][1]:+.1f} % ({by_image[0][0]}), "
               f"worst {by_image[-1][1]:+.1f} % ({by_image[-1][0]})")  # fmt: skip
     title = f"{len({m.image for m in measurements})} images of {Path(args.folder).name}"
     report.write_plot(output / "psnr.png", psnr | published, "PSNR, dB", title)
-    if similarity["LIC"]:
-        report.write_plot(
-            output / "ms-ssim.png",
-            {n: c for n, c in similarity.items() if c} | published_similarity,
-            "MS-SSIM, dB",
-            title,
-        )
+    if similarity:
+        report.write_plot(output / "ms-ssim.png", similarity | published_similarity, "MS-SSIM, dB", title)
     print(f"results in {output}", file=sys.stderr)
+
+
+def _against_lic(measured: Mapping[str, Curve], published: Mapping[str, Curve]) -> dict[str, float]:
+    """BD-rates of LIC against each other codec, in %; none where LIC itself has no curve."""
+    from pillow_lic.bench import report
+
+    if "LIC" not in measured:
+        return {}
+    return report.bd_table(measured["LIC"], {n: c for n, c in measured.items() if n != "LIC"} | dict(published))
 
 
 def _is_speed(args: argparse.Namespace) -> bool:
@@ -148,11 +164,12 @@ def _packages(args: argparse.Namespace) -> list[str]:
 
 
 def _speed(args: argparse.Namespace) -> None:
+    if (args.throughput or args.scaling) and not sys.platform.startswith("linux"):
+        raise UsageError("--throughput and --scaling measure memory as Linux tells it")
     import torch
-    from tqdm import tqdm
 
     from pillow_lic.bench import scaling, stages, throughput
-    from pillow_lic.training.data import image_files
+    from pillow_lic.pictures import image_files
 
     folder = Path(args.folder)
     reports = []
@@ -161,12 +178,7 @@ def _speed(args: argparse.Namespace) -> None:
     if args.cold_start:
         reports.append(throughput.first_picture(folder))
     if args.throughput:
-        with tqdm(unit="run", desc="throughput", delay=2) as bar:
-
-            def on_step(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
+        with bar("throughput", "run", delay=2) as on_step:
             reports.append(throughput.compare(folder, args.throughput, args.jobs, on_step))
         if torch.cuda.is_available():
             reports.append(throughput.on_cuda(folder))

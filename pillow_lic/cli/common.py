@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pillow_lic.header import CONTEXTS, QUANTIZERS
@@ -28,9 +29,18 @@ def positive(text: str) -> int:
     return number
 
 
+def file_name(text: str) -> str:
+    """The name of a file or folder, for a parser."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("standard input and output are no files to convert; ./- is one called '-'")
+    return text
+
+
 def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """The encoder's options as options of a command."""
-    group = parser.add_argument_group("encoder options (for a .lic target)")
+    group = parser.add_argument_group(
+        "encoder options (for a .lic target; --device and --threads for reading .lic, too)"
+    )
     group.add_argument("--quality", type=float, help="1 (smallest) to 8 (best); default 4")
     group.add_argument("--target-size", type=int, metavar="BYTES", help="the best picture in so many bytes")
     group.add_argument("--target-bpp", type=float, metavar="BITS", help="the best picture in so many bits a pixel")
@@ -42,10 +52,10 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--importance", dest="adaptive", action="store_const", const="importance",
                        help="bits where a network that was trained for it says")  # fmt: skip
     group.add_argument("--progressive", action="store_true", default=None, help="in scans: its beginning opens too")
-    group.add_argument("--effort", type=int, help="0 (fast) to 9 (slow)")
     group.add_argument(
-        "--tune", help=f"what the shipped models are trained for: {', '.join(TUNES)}; default {TUNES[0]}"
+        "--effort", type=int, help="0 (fast, the default) to 9; 1 and 2 take seconds, more take minutes to hours"
     )
+    group.add_argument("--tune", help=f"what counts as good: {', '.join(TUNES)}; default {TUNES[0]}")
     group.add_argument("--model", help="an installed model's name or a .safetensors file, instead of --tune")
     group.add_argument("--device", help="cpu, cuda, cuda:N; default: CUDA where there is one")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads for each picture; default: all, shared")
@@ -60,17 +70,24 @@ def encoder_options(args: argparse.Namespace) -> EncoderOptions:
 
 
 @contextmanager
-def progress(task: str) -> Iterator[None]:
-    """A bar over the tiles of whatever LIC codes or decodes, once that takes two seconds."""
+def bar(task: str, unit: str = "", delay: float = 0) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, after ``delay`` seconds: a function to be told how much is done, of how much."""
     from tqdm import tqdm
 
-    from pillow_lic import codec
-
-    with tqdm(unit="", desc=task, delay=2, leave=False, disable=None) as bar:
+    # tqdm looks for a terminal itself (None), but not whether there is any stderr.
+    with tqdm(unit=unit, desc=task, delay=delay, leave=False, disable=None if sys.stderr else True) as shown:
 
         def on_progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+            shown.total = total
+            shown.update(done - shown.n)
 
-        with codec.reporting_to(on_progress):
-            yield
+        yield on_progress
+
+
+@contextmanager
+def progress(task: str) -> Iterator[None]:
+    """A bar over the tiles of whatever LIC codes or decodes, once that takes two seconds."""
+    from pillow_lic import codec
+
+    with bar(task, delay=2) as on_progress, codec.reporting_to(on_progress):
+        yield

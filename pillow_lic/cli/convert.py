@@ -7,10 +7,11 @@ import json
 import os
 import sys
 import time
+from itertools import count
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from pillow_lic.cli.common import UsageError, add_encoder_options, encoder_options, positive, progress
+from pillow_lic.cli.common import UsageError, add_encoder_options, bar, encoder_options, file_name, positive, progress
 from pillow_lic.options import EncoderOptions
 
 if TYPE_CHECKING:
@@ -23,9 +24,10 @@ TO = ".lic"
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
     parser = commands.add_parser("convert", help="convert to or from .lic", description=run.__doc__)
-    parser.add_argument("sources", nargs="+", metavar="SOURCE",
+    parser.add_argument("sources", nargs="+", type=file_name, metavar="SOURCE",
                         help="an image that Pillow opens, or a folder; paths or URLs (s3://, zip://)")  # fmt: skip
-    parser.add_argument("target", metavar="TARGET", help="a file, whose extension decides the format, or a folder")
+    parser.add_argument("target", type=file_name, metavar="TARGET",
+                        help="a file, whose extension decides the format, or a folder")  # fmt: skip
     add_encoder_options(parser)
     group = parser.add_argument_group("folders")
     group.add_argument("--to", default=TO, metavar="EXT",
@@ -107,8 +109,6 @@ def _may_be_an_original(task: Task) -> bool:
 
 
 def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
-    from tqdm import tqdm
-
     from pillow_lic import batch
     from pillow_lic.batch.worker import Result
 
@@ -116,11 +116,11 @@ def _convert_folders(args: argparse.Namespace, options: EncoderOptions) -> None:
         batch.suffix_of(args.to, read_back=args.psnr)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    with tqdm(unit="file", desc="convert", delay=1, leave=False, disable=None) as bar:
+    done = count(1)
+    with bar("convert", "file", delay=1) as on_progress:
 
         def on_result(result: Result, total: int) -> None:
-            bar.total = total
-            bar.update()
+            on_progress(next(done), total)
 
         summary = batch.convert(
             args.sources, args.target, to=args.to, options=options, jobs=args.jobs, scheduler=args.scheduler,

@@ -6,13 +6,14 @@ import argparse
 import os
 
 from pillow_lic import container
+from pillow_lic.cli.common import file_name
 from pillow_lic.options import quality_of
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
     parser = commands.add_parser("info", help="show what a .lic file holds", description=run.__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("files", nargs="+", type=file_name, metavar="FILE")
     parser.add_argument("--verify", action="store_true", help="compare the checksums of the whole file too")
     parser.set_defaults(run=run)
 

@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pillow_lic
 from pillow_lic import container
-from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, progress
-from pillow_lic.options import EncoderOptions
+from pillow_lic.cli.common import KNOWN_CONTEXTS, UsageError, file_name, progress
+from pillow_lic.options import FAST_CONTEXTS, EncoderOptions
+from pillow_lic.plugin import EXTENSION
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to a parser."""
     parser = commands.add_parser("transcode", help="code a .lic file anew, same pixels", description=run.__doc__)
-    parser.add_argument("source", metavar="SOURCE", help="a .lic file")
-    parser.add_argument("target", metavar="TARGET", help="where to write the new one; may be the source")
-    parser.add_argument("--context", default="auto", help=f"{KNOWN_CONTEXTS}; default auto, the smallest")
+    parser.add_argument("source", type=file_name, metavar="SOURCE", help="a .lic file")
+    parser.add_argument(
+        "target", type=file_name, metavar="TARGET", help="where to write the new one; may be the source"
+    )
+    parser.add_argument(
+        "--context",
+        default="auto",
+        help=f"{KNOWN_CONTEXTS}; default auto, the smallest of none, {', '.join(FAST_CONTEXTS)}",
+    )
     parser.set_defaults(run=run)
 
 
@@ -26,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
     from pillow_lic.batch.files import locate, write
 
     source, target = Path(args.source), Path(args.target)
+    if target.suffix.lower() != EXTENSION:
+        raise UsageError(f"the target must end in {EXTENSION}, not {args.target!r}")
     try:
         EncoderOptions(context=args.context)
     except ValueError as error:

@@ -23,12 +23,15 @@ _identities: dict[tuple[Path, int, int], bytes] = {}
 def search_path() -> list[Path]:
     """Folders that hold models: PILLOW_LIC_MODELS, the user's data directory, the package's own."""
     given = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
-    return [*given, user_models(), *_own_folders()]
+    own = user_models()
+    return [*given, *([own] if own else []), *_own_folders()]
 
 
-def user_models() -> Path:
-    """The folder where this user's own models are looked for."""
-    return user_data_path("pillow-lic") / "models"
+def user_models() -> Path | None:
+    """The folder where this user's own models are looked for; None for a user without a home."""
+    with suppress(RuntimeError):
+        return user_data_path("pillow-lic") / "models"
+    return None
 
 
 def _own_folders() -> list[Path]:
@@ -43,8 +46,15 @@ def is_shipped(path: Path) -> bool:
 
 def installed() -> list[Path]:
     """All model files in the search path, in its order."""
-    found = (p for folder in search_path() if folder.is_dir() for p in sorted(folder.glob("*.safetensors")))
-    return [p for p in found if p.is_file()]
+    # os.path's tests are False where nobody may look, such as in another user's home; Path's raise.
+    found = (p for folder in search_path() if os.path.isdir(folder) for p in _models_in(folder))
+    return [p for p in found if os.path.isfile(p)]
+
+
+def _models_in(folder: Path) -> list[Path]:
+    with suppress(PermissionError):
+        return sorted(folder.glob("*.safetensors"))
+    return []
 
 
 def path_of(name: str) -> Path | None:
@@ -55,7 +65,7 @@ def path_of(name: str) -> Path | None:
         named = [Path(name)]
     else:
         named = [folder / f"{name}.safetensors" for folder in search_path() if os.sep not in name]
-    return next((path for path in named if path.is_file()), None)
+    return next((path for path in named if os.path.isfile(path)), None)
 
 
 def identity_of(path: Path) -> bytes:

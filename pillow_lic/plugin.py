@@ -147,13 +147,14 @@ class LicImageFile(ImageFile.ImageFile):
         """
         if box is not None:
             left, top, right, bottom = (round(n) for n in box)
+            whole = left, top, right, bottom
             reader = self._reader  # which load() takes away, maybe in another thread
-            if reader and self._holds(left, top, right, bottom) and self._leaves_out((left, top, right, bottom)):
+            if reader and self._holds(whole) and self._leaves_out(whole):
                 header, side = reader.header, reader.header.tile
                 if self._cropped <= header.tiles:
                     # With their neighbours, whose latents reach into them.
                     self._cropped += (right // side - left // side + 3) * (bottom // side - top // side + 3)
-                    return self.read_region((left, top, right, bottom))
+                    return self.read_region(whole)
         return super().crop(box)
 
     def _leaves_out(self, box: tuple[int, int, int, int]) -> bool:
@@ -166,8 +167,9 @@ class LicImageFile(ImageFile.ImageFile):
         reach = [-(-end // side) * side for end in (right, bottom)]
         return left >= side or top >= side or reach[0] < header.width or reach[1] < header.height
 
-    def _holds(self, left: int, top: int, right: int, bottom: int) -> bool:
+    def _holds(self, box: tuple[int, int, int, int]) -> bool:
         """Whether a box has pixels and all of them lie inside the image."""
+        left, top, right, bottom = box
         return 0 <= left < right <= self.width and 0 <= top < bottom <= self.height
 
     def read_region(self, box: tuple[int, int, int, int]) -> Image.Image:
@@ -177,7 +179,7 @@ class LicImageFile(ImageFile.ImageFile):
         """
         from pillow_lic import codec
 
-        if not self._holds(*box):
+        if not self._holds(box):
             raise ValueError(f"the region {box} does not lie inside the image of {self.width}x{self.height} pixels")
         pixels = None
         with self._lock:

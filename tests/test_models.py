@@ -204,7 +204,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(finding, "user_data_path", nowhere)
     assert finding.path_of("mse") is not None
-    with pytest.raises(OSError, match="put its [.]safetensors file into a folder named in PILLOW_LIC_MODELS"):
+    with pytest.raises(OSError, match=r"put its [.]safetensors file into a folder named in PILLOW_LIC_MODELS"):
         loading.model_by_identity(b"nobody's")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import takewhile
 
 import torch
@@ -14,7 +15,7 @@ from pillow_lic.header import Header
 from pillow_lic.models.loading import OneQuality
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Tile, tiles_of
-from pillow_lic.symbols import pack
+from pillow_lic.symbols import CodedTile, pack
 from pillow_lic.warning import warn
 
 
@@ -40,11 +41,14 @@ def salvaged(model: OneQuality, header: Header, tiles: Sequence[Coded], device: 
 
 
 def _is_whole(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> bool:
-    try:
-        tile = from_bytes(model, header, place, data, device)
-    except OSError:
-        return False
-    return pack(model, tile, header.context, header.quality_code) == data
+    tile = _decoded(model, header, place, data, device)
+    return tile is not None and pack(model, tile, header.context, header.quality_code) == data
+
+
+def _decoded(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> CodedTile | None:
+    with suppress(OSError):
+        return from_bytes(model, header, place, data, device)
+    return None
 
 
 def intact_scans(model: OneQuality, header: Header, tiles: Sequence[Coded], device: torch.device) -> list[Coded | None]:
@@ -54,25 +58,17 @@ def intact_scans(model: OneQuality, header: Header, tiles: Sequence[Coded], devi
     tile's place, whatever the index says: all first scans have to be there, one after the other, and a later scan's
     checksum covers the earlier ones' symbols.  A warning tells what is missing.
     """
-    found: list[Coded | None] = []
+    found: list[Scans] = []
     for place, tile in zip(tiles_of(header.width, header.height, header.tile), tiles, strict=True):
         assert isinstance(tile, Scans)
-        kept, count = tile, tile.count
-        while len(kept.parts) > 1 and not _decodes(model, header, place, kept, device):
+        kept = tile
+        while len(kept.parts) > 1 and _decoded(model, header, place, kept, device) is None:
             kept = Scans(tile.count, kept.parts[:-1])
         found.append(kept)
-    few = min(len(tile.parts) for tile in found if isinstance(tile, Scans))
-    if any(isinstance(tile, Scans) and len(tile.parts) < tile.count for tile in found):
-        warn(f"damaged LIC file: less sharp, from {few} of {count} scans")
-    return found
-
-
-def _decodes(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> bool:
-    try:
-        from_bytes(model, header, place, data, device)
-    except OSError:
-        return False
-    return True
+    if any(len(tile.parts) < tile.count for tile in found):
+        few = min(len(tile.parts) for tile in found)
+        warn(f"damaged LIC file: less sharp, from {few} of {found[0].count} scans")
+    return list(found)
 
 
 def grey(tile: Tile, scale: int = 1) -> Tensor:

@@ -34,9 +34,14 @@ def user_models() -> Path | None:
     return None
 
 
+def checkout() -> Path | None:
+    """The root of the repository, if this code runs from a checkout of it."""
+    root = _PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
 def _own_folders() -> list[Path]:
-    checkout = _PACKAGE.parent / "weights"
-    return [_PACKAGE / "weights", *([checkout] if (_PACKAGE.parent / "pyproject.toml").is_file() else [])]
+    return [folder / "weights" for folder in (_PACKAGE, checkout()) if folder]
 
 
 def is_shipped(path: Path) -> bool:

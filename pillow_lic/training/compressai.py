@@ -24,6 +24,7 @@ from pillow_lic.models.compressai.exact import MEAN_BITS, SCALE_BITS, Z_BITS
 from pillow_lic.models.compressai.family import HYPER_STRIDE, QUALITY_ONE, Family, FamilyModel
 from pillow_lic.models.compressai.networks import Bottleneck, Network
 from pillow_lic.pictures import image_files, load_rgb
+from pillow_lic.pixels import pad_to_multiple
 from pillow_lic.training.probabilities import gaussian_masses, mirrored_integers, whole_integers
 
 FORMAT = 1
@@ -157,7 +158,7 @@ def _converted(network: Network, pictures: Sequence[Tensor]) -> dict[str, Tensor
         calibration = Calibration(network)
         medians = network.entropy_bottleneck.medians[:, None, None]
         for picture in pictures:
-            y = _padded(network.g_a(picture))
+            y = pad_to_multiple(network.g_a(picture), HYPER_STRIDE)
             calibration.see(torch.round(network.hyperlatents(y) - medians) + medians, torch.round(y))
         found |= {f"exact.{k}": v for k, v in integers_of(network, calibration).items()}
     return {k: v.contiguous() for k, v in found.items()}
@@ -165,7 +166,7 @@ def _converted(network: Network, pictures: Sequence[Tensor]) -> dict[str, Tensor
 
 def _bits(network: Network, model: FamilyModel, picture: Tensor) -> tuple[float, float]:
     """Bits of a picture's symbols by the float network's likelihoods, and by the model's tables."""
-    y = _padded(network.g_a(picture))
+    y = pad_to_multiple(network.g_a(picture), HYPER_STRIDE)
     coded = model.quantise(y)
     index = coded.index.numpy().astype(np.uint16)
     decoded = torch.from_numpy(coded.y.astype(np.float32)) + coded.mean / 2**MEAN_BITS
@@ -226,11 +227,6 @@ def learned_tables(density: Bottleneck) -> tuple[NDArray[np.int32], NDArray[np.i
     frequencies, lengths = np.concatenate(tables), np.array([t.size for t in tables], np.int32)
     Tables.whole(frequencies, lengths)
     return frequencies, lengths
-
-
-def _padded(y: Tensor) -> Tensor:
-    rows, columns = -y.shape[2] % HYPER_STRIDE, -y.shape[3] % HYPER_STRIDE
-    return torch.nn.functional.pad(y, (0, columns, 0, rows), mode="replicate")
 
 
 def _pictures(folder: Path) -> list[Tensor]:

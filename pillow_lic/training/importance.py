@@ -24,16 +24,12 @@ from pillow_lic.models.transforms import QUALITIES, at_quality
 from pillow_lic.training.data import Crops
 from pillow_lic.training.importing import weights_of
 from pillow_lic.training.qualities import cubics, stratified_qualities
+from pillow_lic.training.surrogates import straight_through
 
 SIZE, BATCH = 256, 4
 LEARNING_RATE = 3e-3
 PROBE, PROBE_BATCHES = 2.0, 4
 """Levels and batches that tell what dissimilarity costs."""
-
-
-def straight_through(values: Tensor) -> Tensor:
-    """Rounded, with the gradient of what is not."""
-    return values + (values.round() - values).detach()
 
 
 def adapted(

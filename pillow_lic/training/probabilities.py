@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from pillow_lic.entropy.ladder import phases
 from pillow_lic.entropy.tables import TOTAL
 from pillow_lic.models.hyperprior import SCALE_MIN, SCALE_STEP, SCALES
 
@@ -146,7 +147,7 @@ def count_values(
     passes: Iterable[tuple[NDArray[np.int32], NDArray[np.uint16]]], grain: NDArray[np.int32] | None = None
 ) -> NDArray[np.int64]:
     """How often each value was seen with each of a context model's tables, (tables, ``COLUMNS``)."""
-    count = int((32 // (grains() if grain is None else grain) + 1).sum())
+    count = int(phases(grains() if grain is None else grain).sum())
     counts = np.zeros(count * COLUMNS, np.int64)
     for values, tables in passes:
         column = np.clip(values + COLUMNS // 2, 0, COLUMNS - 1)

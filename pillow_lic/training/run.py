@@ -26,6 +26,7 @@ from pillow_lic.devices import WORTH_CUDA, choose_device
 from pillow_lic.extras import need
 from pillow_lic.header import Header
 from pillow_lic.models.context.schedule import HYPER, VOLUME
+from pillow_lic.models.finding import checkout
 from pillow_lic.models.hyperprior import SCALES, SKIP, HyperpriorModel
 from pillow_lic.models.loading import FORMAT, Model, load_model
 from pillow_lic.options import DEFAULT_LATTICE, EncoderOptions
@@ -42,7 +43,6 @@ from pillow_lic.training.probabilities import (
 )
 from pillow_lic.training.recipe import Recipe
 
-_PACKAGE = Path(__file__).resolve().parent.parent
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 TABLE_IMAGES = 400
@@ -222,7 +222,7 @@ def manifest(
     recipe: Recipe, output: Path, data: str | Path, about: dict[str, Any], results: dict[str, float]
 ) -> dict[str, Any]:
     """What people want to know of a model: where it comes from and what it achieves."""
-    ours = (_PACKAGE.parent / "pyproject.toml").exists() and (Path(data) / "SOURCES.md").exists()
+    ours = checkout() and (Path(data) / "SOURCES.md").exists()
     return {
         "name": output.stem,
         "identity": load_model(str(output)).identity.hex(),
@@ -286,9 +286,9 @@ class _Log:
 
 def _commit() -> str | None:
     """The commit of this code, if it runs from a checkout."""
-    if not (_PACKAGE.parent / "pyproject.toml").exists():  # installed, perhaps inside of somebody's own repository
+    if not (root := checkout()):  # installed, perhaps inside of somebody's own repository
         return None
-    command = ["git", "-C", str(_PACKAGE), "describe", "--always", "--dirty"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -38,6 +38,7 @@ from pillow_lic.models.compressai.exact import (
 from pillow_lic.models.compressai.networks import ARCHITECTURES, Network, Published
 from pillow_lic.models.compressai.synthesis import Synthesis
 from pillow_lic.models.errors import reading
+from pillow_lic.pixels import pad_to_multiple
 
 HYPER_STRIDE = 4
 QUALITY_ONE = 256
@@ -205,8 +206,7 @@ class FamilyModel:
         if not self.kind.hyperprior:
             mean, index = self._factorized(h, w, device)
             return Coded(_NOTHING, _symbols(y[0] - mean.to(y.dtype) / 2**MEAN_BITS), mean, index)
-        rows, columns = -h % HYPER_STRIDE, -w % HYPER_STRIDE
-        padded = nn.functional.pad(y, (0, columns, 0, rows), mode="replicate") if rows or columns else y
+        padded = pad_to_multiple(y, HYPER_STRIDE)
         z = self._part("h_a", device)(padded if self.kind.means else padded.abs())[0]
         medians = self.medians.to(z)[:, None, None] / 2**Z_BITS
         z_symbols = _symbols(z - medians)

@@ -47,19 +47,19 @@ END = 255
 """Above every scale index."""
 
 
-def scans_for(model: Model, tile: CodedTile, context: str, quality_code: int) -> int:
+def scans_for(model: Model, tile: CodedTile, context: str) -> int:
     """In how many scans to send a picture that begins with a tile: as many as it is worth, at least 2."""
-    plain = len(pack(model, tile, context, quality_code))
+    plain = len(pack(model, tile, context))
     count = min(MAX_SCANS, 2 + plain // SCAN_BYTES)
     while count > 2:
-        scans = pack_scans(model, tile, context, quality_code, count)
+        scans = pack_scans(model, tile, context, count)
         if sum(map(len, scans)) + INDEX_BYTES * count <= (1 + GROWTH) * plain:
             break
         count -= 1
     return count
 
 
-def pack_scans(model: Model, tile: CodedTile, context: str, quality_code: int, count: int) -> list[bytes]:
+def pack_scans(model: Model, tile: CodedTile, context: str, count: int) -> list[bytes]:
     """A tile's bytes in so many scans; each begins with the checksum of all symbols up to its end.
 
     The first goes on with the bands' lower ends, a byte each but for the last one, which is the model's skip.
@@ -71,7 +71,7 @@ def pack_scans(model: Model, tile: CodedTile, context: str, quality_code: int, c
     for number, (low, high) in enumerate(_bands(lows)):
         coder = SymbolEncoder()
         if not number:
-            encode_hyper(model, tile, coder, context, quality_code)
+            encode_hyper(model, tile, coder, context)
         before, now = _as_known(tile, index, high), _as_known(tile, index, low)
         if now.lattice is not None:
             encode_cosets(now.lattice, coder, _cosets_of(now.lattice, index, low, high))
@@ -79,7 +79,7 @@ def pack_scans(model: Model, tile: CodedTile, context: str, quality_code: int, c
             here = (index >= low) & (index < high)
             coder.encode(tile.y[here], index[here], model.tables)
         else:
-            known = replace(given(model, now, quality_code), skip=low, limit=high, known=before.y)
+            known = replace(given(model, now), skip=low, limit=high, known=before.y)
             model.context(context, tile.priors.index.device).encode(coder, tile.y, known)
         sealed = seal(now, coder)
         scans.append(sealed if number else sealed[:4] + bytes(lows[:-1]) + sealed[4:])
@@ -115,7 +115,7 @@ def decode_scans(
             found.y[here] = coder.decode(index[here], model.tables)
         else:
             network = context_to_decode(model, header.context, found.lattice, device)
-            before = replace(given(model, found, header.quality_code), skip=low, limit=high, known=found.y)
+            before = replace(given(model, found), skip=low, limit=high, known=found.y)
             found = replace(found, y=network.decode([coder], before))
     assert found is not None
     cut = lows[len(scans) - 1] if len(scans) < count else 0

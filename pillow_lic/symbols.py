@@ -23,6 +23,7 @@ from pillow_lic.models.compressai.family import Coded, FamilyModel
 from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, OneQuality
+from pillow_lic.options import quality_of
 from pillow_lic.pixels import Tile, pad_to_multiple
 from pillow_lic.quantizers import adaptive, diamond, lattice, scalar
 from pillow_lic.quantizers.adaptive import Levels, Priors
@@ -39,7 +40,8 @@ class CodedTile:
     """A tile's symbols of z (N, h, w) and y (M, h, w), and what is known of y's before it is read.
 
     Of a progressive file that is cut, symbols with an index below ``reached`` are missing, and 0.  ``unread``
-    are those that a draft leaves out.  Several ``tiles`` of one size may lie one below the other.
+    are those that a draft leaves out.  Several ``tiles`` of one size may lie one below the other.  ``quality_code`` is
+    the file's; of published codecs, whose networks have one quality each, it says nothing.
     """
 
     z: Symbols
@@ -51,6 +53,7 @@ class CodedTile:
     reached: int = 0
     unread: NDArray[np.bool_] | None = None
     tiles: int = 1
+    quality_code: int = 0
 
     @property
     def steps(self) -> NDArray[np.float32]:
@@ -64,6 +67,10 @@ class CodedTile:
                 half = half & ~self.unread
             steps += half.view(np.int8) * np.float32(0.5)
         return steps
+
+    def quality(self, device: torch.device) -> Tensor:
+        """The quality as networks take it, (1,)."""
+        return torch.full((1,), quality_of(self.quality_code), dtype=torch.float32, device=device)
 
 
 def quantise(
@@ -101,7 +108,8 @@ def with_hyper(
     z_indices = _spread(model.hyper_synthesis(device).z_prior(quality_code)[2], z.shape)
     z_symbols = np.where(z_indices < model.tables.skip, 0, np.clip(np.rint(z), -LIMIT, LIMIT)).astype(np.int16)
     priors = priors_of(model, z_symbols, quality_code, y.shape[2:], device).adapted(levels, len(model.tables))
-    tile = CodedTile(z_symbols, z_indices, np.zeros(0, np.int16), priors, levels=levels)
+    nothing = np.zeros(0, np.int16)
+    tile = CodedTile(z_symbols, z_indices, nothing, priors, levels=levels, quality_code=quality_code)
     if quantizer != "scalar":
         on_lattice, priors = _on_lattice(model, quantizer, priors)
         tile = replace(tile, lattice=on_lattice, priors=priors)
@@ -123,29 +131,29 @@ def with_residual(model: Model, tile: CodedTile, residual: Tensor) -> CodedTile:
     return replace(tile, y=symbols)
 
 
-def pack(model: OneQuality, tile: CodedTile, context: str, quality_code: int) -> bytes:
+def pack(model: OneQuality, tile: CodedTile, context: str) -> bytes:
     """A tile's bytes: the checksum of its symbols, then the range coder's stream."""
     coder = SymbolEncoder()
     if isinstance(model, FamilyModel):
         model.write(coder, Coded(tile.z, tile.y, tile.priors.mean, tile.priors.index))
         return seal(tile, coder)
-    encode_hyper(model, tile, coder, context, quality_code)
+    encode_hyper(model, tile, coder, context)
     if tile.lattice is not None:
         encode_cosets(tile.lattice, coder)
     if context == "none" and tile.lattice is None:
         coder.encode(tile.y.ravel(), flat(tile.priors.index), model.tables)
     else:
         network = model.context(context, tile.priors.index.device)
-        network.encode(coder, tile.y, given(model, tile, quality_code))
+        network.encode(coder, tile.y, given(model, tile))
     return seal(tile, coder)
 
 
-def encode_hyper(model: Model, tile: CodedTile, coder: SymbolEncoder, context: str, quality_code: int) -> None:
+def encode_hyper(model: Model, tile: CodedTile, coder: SymbolEncoder, context: str) -> None:
     """Append what all of y rests on: levels and z, which has a context model of its own where y has one."""
     if tile.levels is not None:
         adaptive.encode(coder, tile.levels)
     if _hyper_in_context(model, context):
-        model.context(HYPER, CPU).encode(coder, tile.z, given_of_z(model, tile.z_index, quality_code))
+        model.context(HYPER, CPU).encode(coder, tile.z, given_of_z(model, tile.z_index, tile.quality_code))
     else:
         coder.encode(tile.z.ravel(), tile.z_index.ravel(), model.tables)
 
@@ -205,7 +213,7 @@ def decode_stack(
         read = [c.decode(part.ravel(), model.tables).reshape(part.shape) for c, part in zip(coders, parts, strict=True)]
         return checked(replace(found, y=np.concatenate(read, axis=1)), data)
     network = context_to_decode(model, header.context, found.lattice, device)
-    y = network.decode(coders, given(model, found, header.quality_code), channels)
+    y = network.decode(coders, given(model, found), channels)
     height = y.shape[1] // len(tiles)
     if channels is not None and (unread := network.beyond(channels, len(tiles), height, y.shape[2])).any():
         return replace(found, y=y, unread=unread)
@@ -241,7 +249,7 @@ def decode_hyper(
         except ValueError as error:
             raise OSError(f"this LIC file cannot be decoded: {error}") from error
     y = np.zeros(priors.index.shape, np.int16)
-    return CodedTile(z, z_index, y, priors, on, levels, tiles=len(coders))
+    return CodedTile(z, z_index, y, priors, on, levels, tiles=len(coders), quality_code=header.quality_code)
 
 
 def decode_cosets(on: Cosets, coders: Sequence[SymbolDecoder], wanted: NDArray[np.bool_] | None = None) -> Cosets:
@@ -281,10 +289,10 @@ def _on_lattice(model: Model, quantizer: str, priors: Priors, tiles: int = 1) ->
     return found, priors.stretched(members, kind.level, len(model.tables))
 
 
-def given(model: Model, tile: CodedTile, quality_code: int) -> Given:
+def given(model: Model, tile: CodedTile) -> Given:
     """What context models may know of a tile's y."""
     index, hidden = tile.priors.index, tile.priors.hidden
-    return Given(index, hidden, quality_code, model.tables.skip, tile.lattice, tiles=tile.tiles)
+    return Given(index, hidden, tile.quality_code, model.tables.skip, tile.lattice, tiles=tile.tiles)
 
 
 def context_to_decode(model: Model, name: str, lattice: Cosets | None, device: torch.device) -> ExactContext:

@@ -193,7 +193,7 @@ def test_stream_is_close_to_the_ideal_length(photo: Image.Image) -> None:
         (tile,) = codec.analyse(model, large, header, CPU)
         ideal = model.tables.bits(tile.z, tile.z_index).sum() / 8
         ideal += model.tables.bits(tile.y, tile.priors.index.numpy()).sum() / 8
-        real = len(pack(model, tile, "none", 600)) - 4
+        real = len(pack(model, tile, "none")) - 4
     assert ideal <= real <= 1.005 * ideal + 4
 
 

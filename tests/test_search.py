@@ -276,12 +276,12 @@ def test_influence_tells_what_files_take(part: Image.Image, context: str, quanti
     with torch.no_grad():
         (found,) = analyse(model, np.asarray(part), header_for(model, opts, *part.size, "RGB"), CPU)
     mask = found.priors.index >= model.tables.skip
-    bits = influence(model, found, context, opts.quality_code, mask)
+    bits = influence(model, found, context, mask)
     assert bits is not None
     points = torch.from_numpy(found.steps)[mask].requires_grad_(True)
     total = bits(points)
     network, coder = model.context(context, CPU), SymbolEncoder()
-    network.encode(coder, found.y, given(model, found, opts.quality_code))
+    network.encode(coder, found.y, given(model, found))
     parities = 0 if found.lattice is None else len(found.lattice.coset)  # the last of a group tells a bit less
     assert float(total.detach()) - parities == pytest.approx(8 * len(coder.finish()), rel=0.03)
     total.backward()
@@ -305,7 +305,7 @@ def test_better_z_costs_less(part: Image.Image, context: str, levels: int) -> No
         chosen = None if not levels else np.full((2, 2), levels, np.int8)
         start = hyper_steps(model, tile_part.y, opts.quality_code, quality)
         before = with_hyper(model, start, tile_part.y, opts.quality_code, levels=chosen)
-    z = better_z(model, tile_part.y, start, before, context, opts.quality_code, 20)
+    z = better_z(model, tile_part.y, start, before, context, 20)
     with torch.no_grad():
         after = with_hyper(model, z, tile_part.y, opts.quality_code, levels=chosen)
     assert z.shape == start.shape
@@ -314,7 +314,7 @@ def test_better_z_costs_less(part: Image.Image, context: str, levels: int) -> No
         y = tile_part.y[0] * (1 if found.priors.factor is None else found.priors.factor)
         return float((y - found.priors.mean / 64 - torch.from_numpy(found.steps)).square().sum())
 
-    sizes = [8 * len(pack(model, found, context, opts.quality_code)) for found in (before, after)]
+    sizes = [8 * len(pack(model, found, context)) for found in (before, after)]
     assert sizes[1] + 6 * lost(after) < sizes[0] + 6 * lost(before)
     assert sizes[1] < sizes[0]
 

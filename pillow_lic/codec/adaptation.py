@@ -37,7 +37,7 @@ def chosen_levels(model: Model, array: Pixels, header: Header, device: torch.dev
     similarity = np.ones((len(PROBES), BLOCKS * rows, BLOCKS * columns), np.float32)
     bits = np.zeros((len(PROBES), rows * adaptive.BLOCK, columns * adaptive.BLOCK))
     plain = replace(header, quantizer="scalar", adaptive=False)
-    for part in analysed(model, array, plain, device, None, searching=True):
+    for part in analysed(model, array, plain, device, searching=True):
         here = np.s_[:, part.place.top : part.place.bottom, part.place.left : part.place.right]
         fine = np.s_[:, 2 * part.place.top : 2 * part.place.bottom, 2 * part.place.left : 2 * part.place.right]
         similarity[fine], bits[here] = _probed(model, part, header, device)
@@ -51,7 +51,7 @@ def important_levels(model: Model, array: Pixels, header: Header, device: torch.
     found = np.zeros((-(-h // adaptive.BLOCK), -(-w // adaptive.BLOCK)), np.int8)
     network, quality = model.importance(device), quality_tensor(header, device)
     plain = replace(header, quantizer="scalar", adaptive=False)
-    for part in analysed(model, array, plain, device, None, searching=False):
+    for part in analysed(model, array, plain, device):
         levels = network(crop(part.y, part.place, part.around).float(), quality)[0].round()
         adaptive.of_tile(found, part.place)[:] = levels.cpu().numpy().astype(np.int8)
     return found

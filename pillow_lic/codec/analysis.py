@@ -33,7 +33,7 @@ class Part:
 
 def analyse(model: OneQuality, array: Pixels, header: Header, device: torch.device) -> Iterator[CodedTile]:
     """The symbols of each tile in turn."""
-    for part in analysed(model, array, header, device, None, searching=False):
+    for part in analysed(model, array, header, device):
         yield part.coded
 
 
@@ -42,9 +42,9 @@ def analysed(
     array: Pixels,
     header: Header,
     device: torch.device,
-    levels: adaptive.Levels | None,
+    levels: adaptive.Levels | None = None,
     *,
-    searching: bool,
+    searching: bool = False,
 ) -> Iterator[Part]:
     """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
     w, h = latent_size(header.width), latent_size(header.height)

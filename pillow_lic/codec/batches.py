@@ -296,7 +296,7 @@ class _Encoding:
         self.open -= 1
 
     def _packed(self, coded: CodedTile) -> list[bytes]:
-        return [pack(self.model, coded, name, self.header.quality_code) for name in self.contexts]
+        return [pack(self.model, coded, name) for name in self.contexts]
 
     @property
     def ready(self) -> bool:

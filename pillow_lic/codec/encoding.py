@@ -173,7 +173,7 @@ def _encode(
             if units > 1 and isinstance(model, Model):
                 tile = searched(model, part, header, contexts, search, (done, total))
             if header.progressive and not scans and isinstance(model, Model):
-                scans = scans_for(model, tile, contexts[-1], header.quality_code)
+                scans = scans_for(model, tile, contexts[-1])
             for name in contexts:
                 tiles[name].append(to_bytes(model, tile, name, header, scans))
             done += units

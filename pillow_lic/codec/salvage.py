@@ -42,7 +42,7 @@ def salvaged(model: OneQuality, header: Header, tiles: Sequence[Coded], device: 
 
 def _is_whole(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> bool:
     tile = _decoded(model, header, place, data, device)
-    return tile is not None and pack(model, tile, header.context, header.quality_code) == data
+    return tile is not None and pack(model, tile, header.context) == data
 
 
 def _decoded(model: OneQuality, header: Header, place: Tile, data: Coded, device: torch.device) -> CodedTile | None:

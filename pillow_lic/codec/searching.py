@@ -51,14 +51,14 @@ def searched(
         y = crop(part.y, part.place, part.around).clone()
         if HYPER_STEPS[effort]:
             start = hyper_steps(model, y, header.quality_code, quality_tensor(header, device))
-            z = better_z(model, y, start, tile, contexts[-1], header.quality_code, HYPER_STEPS[effort], on_step)
+            z = better_z(model, y, start, tile, contexts[-1], HYPER_STEPS[effort], on_step)
             other = with_hyper(model, z, y, header.quality_code, header.quantizer, tile.levels)
             both = ((tile, view), (other, view_of(other)))
-            tile, view = min(both, key=lambda one: cost_of(model, one[0], one[1], contexts, header.quality_code))
+            tile, view = min(both, key=lambda one: cost_of(model, one[0], one[1], contexts))
             if not bool(view.coded.any()):
                 return tile
         residual = y[0] * (1 if view.factor is None else view.factor) - view.mean
-        return improve(model, tile, residual, view, contexts, header.quality_code, effort, on_step)
+        return improve(model, tile, residual, view, contexts, effort, on_step)
 
 
 def _viewer(model: Model, part: Part, header: Header, measure: str) -> Callable[[CodedTile], TileView]:

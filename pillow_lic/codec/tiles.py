@@ -21,8 +21,8 @@ STACK = 4096
 def to_bytes(model: OneQuality, tile: CodedTile, context: str, header: Header, scans: int) -> Coded:
     """A tile's bytes; ``scans`` is their number if the header says progressive."""
     if header.progressive and isinstance(model, Model):
-        return Scans(scans, pack_scans(model, tile, context, header.quality_code, scans))
-    return pack(model, tile, context, header.quality_code)
+        return Scans(scans, pack_scans(model, tile, context, scans))
+    return pack(model, tile, context)
 
 
 def from_bytes(

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pillow_lic import options
 from pillow_lic.entropy.exact import GAIN_BITS, MEAN_BITS
 from pillow_lic.models.context.network import ContextModel
 from pillow_lic.models.context.schedule import HYPER, VOLUME
@@ -40,7 +39,6 @@ def better_z(
     start: NDArray[np.float64],
     tile: CodedTile,
     context: str,
-    quality_code: int,
     steps: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
@@ -49,7 +47,7 @@ def better_z(
     ``y`` (1, M, H, W) are its latents in nominal steps, ``tile`` the symbols that follow from ``start``.  Deterministic
     on one machine.
     """
-    judge = _Judge.of(model, y, tile, context, quality_code)
+    judge = _Judge.of(model, y, tile, context)
     noise = min(1.0, max(0.0, (steps - 20) / 40))
 
     def loss(values: Tensor, step: int, temperature: float, generator: torch.Generator) -> Tensor:
@@ -86,17 +84,17 @@ class _Judge:
     _seen: tuple[Tensor, ...] = field(default=())
 
     @classmethod
-    def of(cls, model: Model, y: Tensor, tile: CodedTile, context: str, quality_code: int) -> _Judge:
+    def of(cls, model: Model, y: Tensor, tile: CodedTile, context: str) -> _Judge:
         """All that does not depend on z."""
         device = y.device
-        gain, mean, _ = model.hyper_synthesis(device).z_prior(quality_code)
+        gain, mean, _ = model.hyper_synthesis(device).z_prior(tile.quality_code)
         index = torch.from_numpy(tile.z_index.astype(np.float32)).to(device)[None]
         column = (1, -1, 1, 1)
         predicted = context not in ("none", VOLUME)
         return cls(
             model,
             y,
-            torch.full((1,), options.quality_of(quality_code), dtype=torch.float32, device=device),
+            tile.quality(device),
             index,
             index >= model.tables.skip,
             torch.from_numpy(gain * 2.0**-GAIN_BITS).to(device, torch.float32).view(column),

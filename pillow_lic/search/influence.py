@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pillow_lic import options
 from pillow_lic.entropy.exact import ACTIVATION_BITS
 from pillow_lic.models.context.schedule import VOLUME
 from pillow_lic.models.hyperprior import gaussian_bits
@@ -18,9 +17,7 @@ HINDSIGHT = 4
 """Steps of a descent between looks at what symbols do to the costs of those coded after them, which changes slowly."""
 
 
-def influence(
-    model: Model, tile: CodedTile, context: str, quality_code: int, coded: Tensor
-) -> Callable[[Tensor], Tensor] | None:
+def influence(model: Model, tile: CodedTile, context: str, coded: Tensor) -> Callable[[Tensor], Tensor] | None:
     """A function of the points (n,) of a tile's ``coded`` latents (M, h, w): the bits that they take together.
 
     Its gradient is that of the others' costs alone: each latent's distance from its mean counts as it is, and only what
@@ -30,7 +27,7 @@ def influence(
         return None
     network = model.float_context(context, coded.device)
     index, hidden = tile.priors.index[None].float(), tile.priors.hidden[None].float() * 2.0**-ACTIVATION_BITS
-    quality = torch.full((1,), options.quality_of(quality_code), dtype=torch.float32, device=coded.device)
+    quality = tile.quality(coded.device)
 
     def bits(points: Tensor) -> Tensor:
         symbols = points.new_zeros(coded.shape).masked_scatter(coded, points)[None]

@@ -34,7 +34,6 @@ def improve(
     start: Tensor,
     view: TileView,
     contexts: Sequence[str],
-    quality_code: int,
     effort: int,
     on_step: Callable[[], None],
 ) -> CodedTile:
@@ -49,8 +48,8 @@ def improve(
     def quantised(values: Tensor) -> CodedTile:
         return with_residual(model, tile, torch.zeros_like(start).masked_scatter(view.coded, values))
 
-    quantiser = _relaxation(model, tile, context, quality_code, view.coded)
-    others = influence(model, tile, context, quality_code, view.coded) if effort > 1 else None
+    quantiser = _relaxation(model, tile, context, view.coded)
+    others = influence(model, tile, context, view.coded) if effort > 1 else None
 
     points = _points(tile, view)
     push = torch.zeros_like(points) if others is None else slope(others, points)
@@ -65,17 +64,17 @@ def improve(
         return looked
 
     def relaxation(values: Tensor) -> Relaxation:
-        return _relaxation(model, quantised(values), context, quality_code, view.coded)
+        return _relaxation(model, quantised(values), context, view.coded)
 
     rate = RATES[tile.lattice is not None]
     begin = torch.lerp(start[view.coded], _points(looked, view), LOOKED)
     values = refine(begin, view.distortion, relaxation, STEPS[effort] - looks, rate, others, on_step)
-    return min((quantised(values), looked, tile), key=lambda one: cost_of(model, one, view, contexts, quality_code))
+    return min((quantised(values), looked, tile), key=lambda one: cost_of(model, one, view, contexts))
 
 
-def cost_of(model: Model, tile: CodedTile, view: TileView, contexts: Sequence[str], quality_code: int) -> float:
+def cost_of(model: Model, tile: CodedTile, view: TileView, contexts: Sequence[str]) -> float:
     """lambda D + R of a tile in bits, with the best of the contexts."""
-    bits = 8 * min(len(pack(model, tile, name, quality_code)) for name in contexts)
+    bits = 8 * min(len(pack(model, tile, name)) for name in contexts)
     with torch.no_grad():
         return float(view.distortion(_points(tile, view))) + bits
 
@@ -100,7 +99,7 @@ def _positions(coded: Tensor) -> Tensor:
     return coded.flatten(1).nonzero()[:, 1]
 
 
-def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, coded: Tensor) -> Relaxation:
+def _relaxation(model: Model, tile: CodedTile, context: str, coded: Tensor) -> Relaxation:
     """The tile's quantiser, with what coding costs around its symbols."""
     device = coded.device
     if context == "none" and tile.lattice is None:
@@ -108,7 +107,7 @@ def _relaxation(model: Model, tile: CodedTile, context: str, quality_code: int, 
         zero = torch.zeros(row.shape, dtype=torch.float32, device=device)
         return Rounding(Costs(cost_table(model.tables, device), row, zero, zero + 1))
     network = model.context(context, device)
-    known = given(model, tile, quality_code)
+    known = given(model, tile)
     with quiet(device):
         found = network.conditions(tile.y, known)
     asked = coded.cpu().numpy()

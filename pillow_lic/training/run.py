@@ -178,16 +178,13 @@ def finish(
     return {k: round(v, 4) for k, v in results.items() if math.isfinite(v)}
 
 
-def _seen_tiles(
-    model: Model, data: str | Path, count: int, quantizer: str = "scalar"
-) -> Iterator[tuple[CodedTile, int]]:
-    """Coded training images, each at a random quality, with their quality codes."""
+def _seen_tiles(model: Model, data: str | Path, count: int, quantizer: str = "scalar") -> Iterator[CodedTile]:
+    """Coded training images, each at a random quality."""
     for pixels, quality in tqdm(validate.crops_for_tables(data, count), total=count, delay=2, desc="tables"):
         code = EncoderOptions(quality=quality).quality_code
         header = Header(pixels.shape[1], pixels.shape[0], "RGB", model.identity, code, quantizer=quantizer)
         with torch.inference_mode():
-            for tile in codec.analyse(model, pixels, header, torch.device("cpu")):
-                yield tile, code
+            yield from codec.analyse(model, pixels, header, torch.device("cpu"))
 
 
 def _trained(path: Path) -> Model:
@@ -198,7 +195,7 @@ def _trained(path: Path) -> Model:
 
 def seen_symbols(path: Path, data: str | Path, count: int) -> Iterator[tuple[Any, Any]]:
     """(symbols, table indices) of training images, coded with a model that skips nothing."""
-    for tile, _ in _seen_tiles(_trained(path), data, count):
+    for tile in _seen_tiles(_trained(path), data, count):
         yield tile.y.ravel(), flat(tile.priors.index)
         yield tile.z.ravel(), tile.z_index.ravel()
 
@@ -209,10 +206,10 @@ def seen_passes(
     """(values, tables) that a context model codes of training images, skipping what files will skip."""
     model = coder if isinstance(coder, Model) else _trained(coder)
     network = model.context(context, torch.device("cpu"))
-    for tile, code in _seen_tiles(model, data, count, quantizer):
-        symbols, known = tile.y, given(model, tile, code)
+    for tile in _seen_tiles(model, data, count, quantizer):
+        symbols, known = tile.y, given(model, tile)
         if context == HYPER:
-            symbols, known = tile.z, given_of_z(model, tile.z_index, code)
+            symbols, known = tile.z, given_of_z(model, tile.z_index, tile.quality_code)
         symbols = np.where(known.index.numpy() < SKIP, 0, symbols)
         with torch.inference_mode():
             yield from network.seen(symbols, replace(known, skip=SKIP))

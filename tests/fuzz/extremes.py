@@ -59,7 +59,7 @@ def extreme_tile(model: Model, header: Header, place: Tile, rng: Random) -> Code
     priors = priors_of(model, z, header.quality_code, (h, w), CPU).adapted(levels, len(model.tables))
     index = priors.index.numpy()
     y = np.where(index < model.tables.skip, 0, _symbols(index.shape, rng)).astype(np.int16)
-    tile = CodedTile(z, z_index, y, priors, levels=levels)
+    tile = CodedTile(z, z_index, y, priors, levels=levels, quality_code=header.quality_code)
     if header.quantizer == "scalar":
         return tile
     on, priors = _on_lattice(model, header.quantizer, priors)

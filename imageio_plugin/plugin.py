@@ -157,7 +157,9 @@ class LicPlugin(PluginV3):
         from pillow_lic import codec
 
         animation = _animation(given, self._times) if len(frames) > 1 else None
-        roi = mask_from(given.get("roi"), Image.fromarray(frames[0]))
+        roi = given.get("roi")
+        if roi is not None:
+            roi = mask_from(roi, Image.fromarray(frames[0]))
         mask = None if roi is None else np.asarray(roi)
         with codec.reporting_to(given.get("progress")):
             data = codec.encode(frames, _coding(given), metadata_from(given), animation, mask)

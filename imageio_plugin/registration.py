@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from pillow_lic.warning import warn
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.abc import Loader
@@ -46,6 +44,8 @@ def _register_or_warn() -> None:
     try:
         register()
     except Exception as error:  # of an imageio to come: it works on without us, and so does Pillow
+        from pillow_lic.warning import warn
+
         warn(f"imageio knows no .lic files: {type(error).__name__}: {error}")
 
 

@@ -432,6 +432,7 @@ def test_a_search_sees_what_its_users_see() -> None:
     assert viewed(pixels, shown, grey=True)[0] == 0
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_grey_pictures_are_searched_as_they_are_shown(part: Image.Image) -> None:
     grey = part.convert("L")
     assert loss(grey, 4, effort=3) < 0.985 * loss(grey, 4)

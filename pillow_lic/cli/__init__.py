@@ -33,13 +33,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(_expanded(sys.argv[1:] if argv is None else argv))
     try:
         args.run(args)
-        if sys.stdout:  # a full disk or a reader that has gone would be told of after the last chance for a message
-            sys.stdout.flush()
+        _flush()
     except UsageError as error:
         print(f"lic {args.command}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 1
     except FAILURES as error:
         print(f"lic {args.command}: {str(error) or type(error).__name__}", file=sys.stderr)
@@ -48,6 +47,24 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lic {args.command}: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _flush() -> None:
+    """Write what was printed, while there can still be a message if that fails."""
+    if not sys.stdout:
+        return
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        _forget_output()
+        raise
+
+
+def _forget_output() -> None:
+    """Send what nobody takes nowhere, or Python would try once more at its end, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _expanded(words: list[str]) -> list[str]:

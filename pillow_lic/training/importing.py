@@ -23,7 +23,8 @@ from pillow_lic.training.export import FLOAT_PARTS
 
 def is_model(path: Path) -> bool:
     """Whether a path or name is a model's, not that of what a run has saved."""
-    return path.suffix == ".safetensors" or (path.suffix != ".pt" and not path.is_file())
+    by_name = path.parent == Path() and path.suffix != ".pt" and not path.is_file()
+    return path.suffix == ".safetensors" or by_name
 
 
 def load_state(path: str | Path, device: torch.device | str, *keys: str) -> dict[str, Any]:

@@ -68,9 +68,11 @@ class CodedTile:
             steps += half.view(np.int8) * np.float32(0.5)
         return steps
 
-    def quality(self, device: torch.device) -> Tensor:
-        """The quality as networks take it, (1,)."""
-        return torch.full((1,), quality_of(self.quality_code), dtype=torch.float32, device=device)
+
+def quality_tensor(quality_code: int, device: torch.device) -> Tensor:
+    """A quality as networks take it, (1,)."""
+    # Filled, not copied: a copy would wait for the GPU.
+    return torch.full((1,), quality_of(quality_code), dtype=torch.float32, device=device)
 
 
 def quantise(

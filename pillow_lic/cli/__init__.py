@@ -55,8 +55,6 @@ def _flush() -> None:
         return
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
     except OSError:
         _forget_output()
         raise

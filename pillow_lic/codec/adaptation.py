@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pillow_lic import options
 from pillow_lic.codec.analysis import Part, analysed
-from pillow_lic.codec.common import crop, quality_tensor
+from pillow_lic.codec.common import crop
 from pillow_lic.devices import block_dtype
 from pillow_lic.distortions import ssim_map
 from pillow_lic.header import Header
@@ -22,7 +22,7 @@ from pillow_lic.pixels import Pixels, latent_size
 from pillow_lic.quantizers import adaptive, scalar
 from pillow_lic.search.costs import Costs, cost_table
 from pillow_lic.search.even import BLOCKS, even_levels
-from pillow_lic.symbols import with_residual
+from pillow_lic.symbols import quality_tensor, with_residual
 
 PROBES = (-8, -4, 0, 4, 8)
 """Levels that are tried on the whole picture; what others would do is interpolated."""
@@ -49,7 +49,7 @@ def important_levels(model: Model, array: Pixels, header: Header, device: torch.
     """Levels of a picture as the model's importance map sees it; ``ValueError`` if it has none."""
     h, w = latent_size(header.height), latent_size(header.width)
     found = np.zeros((-(-h // adaptive.BLOCK), -(-w // adaptive.BLOCK)), np.int8)
-    network, quality = model.importance(device), quality_tensor(header, device)
+    network, quality = model.importance(device), quality_tensor(header.quality_code, device)
     plain = replace(header, quantizer="scalar", adaptive=False)
     for part in analysed(model, array, plain, device):
         levels = network(crop(part.y, part.place, part.around).float(), quality)[0].round()
@@ -67,7 +67,7 @@ def _probed(
     latents, pixels = (crop(x, near, part.around, n) for x, n in ((part.y * gain, 1), (part.pixels, LATENT_STRIDE)))
     latents = latents.clone()
     own = crop(latents, part.place, near)
-    network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
+    network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header.quality_code, device)
     blocks = [-(-n // adaptive.BLOCK) for n in y.shape[2:]]
     similarity, bits = [], []
     for level in PROBES:

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pillow_lic import options
-from pillow_lic.codec.common import crop, quality_tensor
+from pillow_lic.codec.common import crop
 from pillow_lic.devices import block_dtype
 from pillow_lic.header import Header
 from pillow_lic.models.loading import OneQuality
 from pillow_lic.pixels import Pixels, Tile, latent_size, tile_pixels, tiles_of
 from pillow_lic.quantizers import adaptive
-from pillow_lic.symbols import CodedTile, quantise
+from pillow_lic.symbols import CodedTile, quality_tensor, quantise
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def analysed(
 ) -> Iterator[Part]:
     """Each tile in turn; with margins as wide as the synthesis looks if a search will follow."""
     w, h = latent_size(header.width), latent_size(header.height)
-    quality = quality_tensor(header, device)
+    quality = quality_tensor(header.quality_code, device)
     margin = model.arch.synthesis_margin if searching else 0
     for tile in tiles_of(header.width, header.height, header.tile):
         around = tile.grown(model.arch.analysis_margin + margin, h, w)

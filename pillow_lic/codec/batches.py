@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pillow_lic import alpha, container, options
 from pillow_lic.codec.analysis import latents_of
-from pillow_lic.codec.common import contexts_to_try, crop, quality_tensor
+from pillow_lic.codec.common import contexts_to_try, crop
 from pillow_lic.codec.decoding import decode, tile_latents, transparency_of
 from pillow_lic.codec.encoding import encode, header_for, split_alpha
 from pillow_lic.container import Frame
@@ -32,7 +32,7 @@ from pillow_lic.models.loading import Model, OneQuality, load_model, model_by_id
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.options import EncoderOptions
 from pillow_lic.pixels import Pixels, Tile, latent_size, rounded, tile_pixels, tiles_of
-from pillow_lic.symbols import CodedTile, pack, quantise
+from pillow_lic.symbols import CodedTile, pack, quality_tensor, quantise
 
 BATCH = 32
 """Regions that go through a network together on CUDA."""
@@ -219,7 +219,7 @@ class _Decoding:
                 part.record_stream(torch.cuda.current_stream(self.device))
         self.latents.clear()
         step = header.tile // LATENT_STRIDE or max(h, w)
-        quality = quality_tensor(header, self.device)
+        quality = quality_tensor(header.quality_code, self.device)
         for number, tile in enumerate(tiles):
             around = tile.grown(min(self.model.arch.synthesis_margin, step), h, w)
             values = y[:, :, around.top : around.bottom, around.left : around.right]
@@ -282,7 +282,7 @@ class _Encoding:
 
     def send_to(self, batches: _Batches) -> None:
         """Give each region's pixels to the analysis."""
-        quality = quality_tensor(self.header, batches.device)
+        quality = quality_tensor(self.header.quality_code, batches.device)
         for number, (tile, around, future) in enumerate(self.regions):
             pixels = future.result()
             area = pixels.shape[2] * pixels.shape[3]

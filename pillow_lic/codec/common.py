@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pillow_lic import options
 from pillow_lic.codec import families
-from pillow_lic.header import Header
 from pillow_lic.models.compressai.family import Family
 from pillow_lic.models.loading import AnyModel
 from pillow_lic.pixels import Tile
@@ -24,12 +23,6 @@ def crop(y: Tensor, tile: Tile, around: Tile, scale: int = 1) -> Tensor:
     """What belongs to a tile of (1, C, H, W) that holds all ``around`` it; ``scale`` numbers a latent position."""
     rows = slice(scale * (tile.top - around.top), scale * (tile.bottom - around.top))
     return y[:, :, rows, scale * (tile.left - around.left) : scale * (tile.right - around.left)]
-
-
-def quality_tensor(header: Header, device: torch.device) -> Tensor:
-    """A file's quality as networks take it, (1,)."""
-    # Filled, not copied: a copy would wait for the GPU.
-    return torch.full((1,), options.quality_of(header.quality_code), dtype=torch.float32, device=device)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pillow_lic import alpha, container, options
-from pillow_lic.codec.common import contexts_to_try, quality_tensor, report
+from pillow_lic.codec.common import contexts_to_try, report
 from pillow_lic.codec.salvage import grey, intact_scans, salvaged
 from pillow_lic.codec.tiles import from_bytes, stack_from_bytes, stacks, to_bytes
 from pillow_lic.container import Coded, Frame, Scans
@@ -25,6 +25,7 @@ from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
 from pillow_lic.quantizers import scalar
+from pillow_lic.symbols import quality_tensor
 from pillow_lic.warning import warn
 
 STRIP = 4096
@@ -165,7 +166,7 @@ class _View:
             found: Tensor = self.draft(y, self.scale)
         else:
             network = self.model.synthesis(y.device, block_dtype(y.device))
-            found = network(y, quality_tensor(self.header, y.device), self.scale)
+            found = network(y, quality_tensor(self.header.quality_code, y.device), self.scale)
         return found[0]
 
 

@@ -107,8 +107,7 @@ def encode(
             kind, wanted = opts.target
             codes = [stop.code for stop in family.stops] if isinstance(family, Family) else range(MAX_QUALITY_CODE + 1)
             if kind == "target_psnr":
-                seen = _visible(coded, everywhere=opts.exact)
-                return _at_psnr(np.stack([c for c, _ in coded]), seen, partial(at, device), codes, wanted, opts.device)
+                return _at_psnr(coded, partial(at, device), codes, wanted, opts)
             return _at_size(partial(at, device), codes, kind, wanted, width * height * len(pictures))
 
     return or_on_cpu(choose_device(opts.device, width * height), on)
@@ -212,22 +211,23 @@ def _visible(pictures: Sequence[tuple[Pixels, bytes | None]], *, everywhere: boo
 
 
 def _at_psnr(
-    pictures: Pixels,
-    seen: NDArray[np.bool_],
+    pictures: Sequence[tuple[Pixels, bytes | None]],
     at: Encoder,
     codes: Sequence[int],
     wanted: float,
-    device: str | None,
+    opts: EncoderOptions,
 ) -> bytes:
-    """The smallest file of at least a wanted PSNR in dB, over all frames (n, H, W, ...), of colours that are seen."""
+    """The smallest file of at least a wanted PSNR in dB, over all frames, of colours that are seen."""
+    seen = _visible(pictures, everywhere=opts.exact)
+    original = np.stack([colour for colour, _ in pictures])[seen]
 
     def attempt(below: int, *, quickly: bool = False) -> tuple[bytes, float]:
         data = at(codes[-1 - below], quickly=quickly)
         reader = container.Reader(io.BytesIO(data))
         reader.metadata()
         with in_silence():
-            shown = [decode(reader.header, replace(frame, alpha=None), device) for frame in reader.frames()]
-        return data, -min(100.0, psnr(pictures[seen], np.stack(shown)[seen]))
+            shown = [decode(reader.header, replace(frame, alpha=None), opts.device) for frame in reader.frames()]
+        return data, -min(100.0, psnr(original, np.stack(shown)[seen]))
 
     found = _largest(-wanted, codes, attempt)
     if found is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pillow_lic import options
 from pillow_lic.codec.analysis import Part
-from pillow_lic.codec.common import crop, quality_tensor, report
+from pillow_lic.codec.common import crop, report
 from pillow_lic.devices import block_dtype
 from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.header import Header
@@ -20,7 +20,7 @@ from pillow_lic.pixels import latent_size
 from pillow_lic.search.hyper import HYPER_STEPS, better_z
 from pillow_lic.search.tile import cost_of, improve
 from pillow_lic.search.view import TileView
-from pillow_lic.symbols import CodedTile, hyper_steps, with_hyper
+from pillow_lic.symbols import CodedTile, hyper_steps, quality_tensor, with_hyper
 
 
 def searched(
@@ -50,7 +50,7 @@ def searched(
 
         y = crop(part.y, part.place, part.around).clone()
         if HYPER_STEPS[effort]:
-            start = hyper_steps(model, y, header.quality_code, quality_tensor(header, device))
+            start = hyper_steps(model, y, header.quality_code, quality_tensor(header.quality_code, device))
             z = better_z(model, y, start, tile, contexts[-1], HYPER_STEPS[effort], on_step)
             other = with_hyper(model, z, y, header.quality_code, header.quantizer, tile.levels)
             both = ((tile, view), (other, view_of(other)))
@@ -70,7 +70,7 @@ def _viewer(model: Model, part: Part, header: Header, measure: str) -> Callable[
     inside = header.height - LATENT_STRIDE * near.top, header.width - LATENT_STRIDE * near.left
     pixels = pixels[:, :, : inside[0], : inside[1]].clone()  # what is repeated past the edge nobody sees
     around = crop(part.y, near, part.around).clone()
-    network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header, device)
+    network, quality = model.synthesis(device, block_dtype(device)), quality_tensor(header.quality_code, device)
 
     def synthesis(latents: Tensor) -> Tensor:
         return network(latents, quality)  # type: ignore[no-any-return]

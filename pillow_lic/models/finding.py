@@ -52,14 +52,8 @@ def is_shipped(path: Path) -> bool:
 def installed() -> list[Path]:
     """All model files in the search path, in its order."""
     # os.path's tests are False where nobody may look, such as in another user's home; Path's raise.
-    found = (p for folder in search_path() if os.path.isdir(folder) for p in _models_in(folder))
+    found = (p for folder in search_path() if os.path.isdir(folder) for p in sorted(folder.glob("*.safetensors")))
     return [p for p in found if os.path.isfile(p)]
-
-
-def _models_in(folder: Path) -> list[Path]:
-    with suppress(PermissionError):
-        return sorted(folder.glob("*.safetensors"))
-    return []
 
 
 def path_of(name: str) -> Path | None:

@@ -24,7 +24,7 @@ from pillow_lic.search.descent import descend
 from pillow_lic.search.influence import HINDSIGHT
 from pillow_lic.search.look import curvature
 from pillow_lic.search.relax import softly_rounded
-from pillow_lic.symbols import CodedTile
+from pillow_lic.symbols import CodedTile, quality_tensor
 
 HYPER_STEPS = (0, 0, 0, 20, 20, 40, 60, 100, 200, 200)
 """Steps of each effort."""
@@ -94,7 +94,7 @@ class _Judge:
         return cls(
             model,
             y,
-            tile.quality(device),
+            quality_tensor(tile.quality_code, device),
             index,
             index >= model.tables.skip,
             torch.from_numpy(gain * 2.0**-GAIN_BITS).to(device, torch.float32).view(column),

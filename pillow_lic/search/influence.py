@@ -11,7 +11,7 @@ from pillow_lic.entropy.exact import ACTIVATION_BITS
 from pillow_lic.models.context.schedule import VOLUME
 from pillow_lic.models.hyperprior import gaussian_bits
 from pillow_lic.models.loading import Model
-from pillow_lic.symbols import CodedTile
+from pillow_lic.symbols import CodedTile, quality_tensor
 
 HINDSIGHT = 4
 """Steps of a descent between looks at what symbols do to the costs of those coded after them, which changes slowly."""
@@ -27,7 +27,7 @@ def influence(model: Model, tile: CodedTile, context: str, coded: Tensor) -> Cal
         return None
     network = model.float_context(context, coded.device)
     index, hidden = tile.priors.index[None].float(), tile.priors.hidden[None].float() * 2.0**-ACTIVATION_BITS
-    quality = tile.quality(coded.device)
+    quality = quality_tensor(tile.quality_code, coded.device)
 
     def bits(points: Tensor) -> Tensor:
         symbols = points.new_zeros(coded.shape).masked_scatter(coded, points)[None]

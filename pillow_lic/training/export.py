@@ -37,6 +37,7 @@ from pillow_lic.models.context.volume import VolumeContext
 from pillow_lic.models.hyperprior import INDEX_GAIN, LATTICE, SCALES, SKIP, HyperpriorModel, QualityConv
 from pillow_lic.models.loading import FORMAT, VOLUME_SUFFIX, Model
 from pillow_lic.training.probabilities import grains, half_steps, make_context_tables, sigma_of
+from pillow_lic.training.rounding import Moments, rounded, within
 
 IntegerTables = tuple[NDArray[np.int32], NDArray[np.int32]]
 
@@ -48,8 +49,9 @@ FLOAT_PARTS = ("analysis.", "synthesis.", "hyper_analysis.")
 """What stays in floating point, in half precision."""
 
 
-def exact_tensors(model: HyperpriorModel) -> dict[str, Tensor]:
+def exact_tensors(model: HyperpriorModel, moments: Moments | None = None) -> dict[str, Tensor]:
     """The integer hyper-synthesis transform of a trained model, as tensors by name."""
+    seen = within(moments or {}, "hyper_synthesis.")
     tensors: dict[str, Tensor] = {}
     network = model.hyper_synthesis
     for name in LAYERS:
@@ -63,22 +65,23 @@ def exact_tensors(model: HyperpriorModel) -> dict[str, Tensor]:
             gain[half:] = INDEX_GAIN
             weight, bias = weight * gain[:, None, None, None], bias * gain
             fraction[:half], fraction[half:] = MEAN_BITS, 0
-        tensors |= {f"{name}.{k}": v for k, v in _integer_layer(weight, bias, fraction).items()}
+        tensors |= {f"{name}.{k}": v for k, v in _integer_layer(weight, bias, fraction, seen.get(name)).items()}
     tensors["z_inverse_gain"] = _fixed(model.z_inverse_gain.clamp(min=1 / 64), GAIN_BITS)
     tensors["z_mean"] = _fixed(model.z_mean, MEAN_BITS)
     tensors["z_index"] = _fixed(model.z_index * INDEX_GAIN, MEAN_BITS)
     return tensors
 
 
-def _integer_layer(weight: Tensor, bias: Tensor, fraction: Tensor) -> dict[str, Tensor]:
+def _integer_layer(weight: Tensor, bias: Tensor, fraction: Tensor, moment: Tensor | None) -> dict[str, Tensor]:
     """Round a layer: each output channel's largest weight gets ``WEIGHT_BITS`` bits."""
     largest = weight.abs().amax(dim=(1, 2, 3)).clamp(min=2.0**-16)
     scale = WEIGHT_BITS - 1 - torch.floor(torch.log2(largest)).long()
     # The result's fraction may not exceed the sum's, and shifts stay small.
     scale = torch.minimum(scale, torch.full_like(scale, 28))
     power = torch.ldexp(torch.ones_like(largest), scale)
+    integers = rounded(weight.flatten(1) * power[:, None], moment, limit=2**WEIGHT_BITS - 1)
     return {
-        "weight": torch.round(weight * power[:, None, None, None]).clamp(-127, 127).to(torch.int8),
+        "weight": integers.view(weight.shape).to(torch.int8),
         "bias": torch.round(bias * power * 2.0**ACTIVATION_BITS).to(torch.int64),
         "shift": (scale + ACTIVATION_BITS - fraction).to(torch.uint8),
     }
@@ -97,14 +100,15 @@ def _ladder(grain: NDArray[np.int32]) -> dict[str, Tensor]:
     }
 
 
-def context_tensors(context: ContextModel) -> dict[str, Tensor]:
+def context_tensors(context: ContextModel, moments: Moments | None = None) -> dict[str, Tensor]:
     """A context model in integers, as tensors by name; without its probability tables."""
     tensors = _ladder(grains())
     for number, network in context.networks.items():
         assert isinstance(network, UnitNetwork)
         parts = _windows({n: getattr(network, n).detach().double() * network.mask for n in WINDOWS})
+        seen = within(moments or {}, f"networks.{number}.")
         for name in ("enter", "reduce", "expand", "leave"):
-            parts |= _layer(network, name)
+            parts |= _layer(network, name, seen.get(name))
         tensors |= {f"units.{number}.{k}": v for k, v in parts.items()}
     return tensors
 
@@ -128,7 +132,7 @@ def _windows(windows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return parts | {"window_bits": torch.tensor(bits, dtype=torch.int32)}
 
 
-def _layer(network: nn.Module, name: str) -> dict[str, Tensor]:
+def _layer(network: nn.Module, name: str, moment: Tensor | None = None) -> dict[str, Tensor]:
     """A context network's layer in integers."""
     layer = network.get_submodule(name)
     assert isinstance(layer, QualityLinear)
@@ -139,16 +143,16 @@ def _layer(network: nn.Module, name: str) -> dict[str, Tensor]:
         gain = torch.ones(len(weight), dtype=torch.float64)
         gain[len(weight) // 2 :] = INDEX_GAIN
         weight, bias = weight * gain[:, None], bias * gain
-    return {f"{name}.{k}": v for k, v in _small_layer(weight, bias, fraction).items()}
+    return {f"{name}.{k}": v for k, v in _small_layer(weight, bias, fraction, moment).items()}
 
 
-def _small_layer(weight: Tensor, bias: Tensor, fraction: int) -> dict[str, Tensor]:
+def _small_layer(weight: Tensor, bias: Tensor, fraction: int, moment: Tensor | None) -> dict[str, Tensor]:
     """Round a layer to weights of at most +-127 whose sums stay exact in float32."""
     largest = weight.abs().amax(dim=1).clamp(min=2.0**-16)
     scale = torch.floor(torch.log2(WEIGHT_LIMIT / largest)).clamp(fraction - FRACTION, 23 - FRACTION + fraction)
     while True:
         power = 2.0**scale
-        integers = torch.round(weight * power[:, None]).clamp(-WEIGHT_LIMIT, WEIGHT_LIMIT)
+        integers = rounded(weight * power[:, None], moment, WEIGHT_LIMIT)
         offsets = torch.round(bias * power * 2.0**FRACTION)
         shift = scale + FRACTION - fraction
         bound = integers.abs().sum(dim=1) * ACTIVATION_LIMIT + offsets.abs().amax(dim=0) + 2.0**shift
@@ -168,20 +172,22 @@ def write_model(
     lattice_tables: Mapping[str, IntegerTables] | None = None,
     skip: int = SKIP,
     distortion: str = "mse",
+    moments: Moments | None = None,
 ) -> None:
     """Write the .safetensors file of a trained model; contexts and lattices get Gaussian tables if none are given.
 
-    ``context_tables`` are by context; so are ``lattice_tables``, which have those of "none" too.
+    ``context_tables`` are by context; so are ``lattice_tables``, which have those of "none" too.  With ``moments``,
+    what integer layers see, their weights are rounded for it.
     """
     tensors = {k: v.detach().half() for k, v in model.state_dict().items() if k.startswith(FLOAT_PARTS)}
     tensors |= {k: getattr(model, k).detach().float() for k in ("log_gain", "log_inverse_gain")}
-    tensors |= {f"exact.{k}": v for k, v in exact_tensors(model).items()}
+    tensors |= {f"exact.{k}": v for k, v in exact_tensors(model, moments).items()}
     tensors["tables.frequencies"], tensors["tables.lengths"] = map(torch.from_numpy, tables)
     shapes = {}
     for name, context in model.contexts.items():
         if not isinstance(context, ContextModel):  # the volume, see write_volume
             continue
-        parts = context_tensors(context)
+        parts = context_tensors(context, within(moments or {}, f"contexts.{name}."))
         for kind, given in (("tables", context_tables), ("lattice", lattice_tables)):
             if (kind, name) == ("lattice", HYPER):
                 continue  # z is on whole steps

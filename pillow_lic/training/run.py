@@ -42,9 +42,11 @@ from pillow_lic.training.probabilities import (
     make_tables,
 )
 from pillow_lic.training.recipe import Recipe
+from pillow_lic.training.rounding import input_moments
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
+MOMENT_IMAGES = 50
 TABLE_IMAGES = 400
 CONTEXT_IMAGES = 150
 COST_IMAGES = 3
@@ -145,11 +147,12 @@ def finish(
 ) -> dict[str, float]:
     """Make the integer network and its tables, write the model, and measure it."""
     names = [name for name in model.contexts if name != VOLUME]  # which has a file of its own
+    moments = input_moments(model, _samples(data, MOMENT_IMAGES))
     _say(f"measuring the symbols of {TABLE_IMAGES} training images for the probability tables")
     # Where a file that is mapped into memory cannot be removed, it stays.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         plain = Path(folder) / "plain.safetensors"
-        export.write_model(model, plain, make_tables(), skip=0)
+        export.write_model(model, plain, make_tables(), skip=0, moments=moments)
         counts = count_magnitudes(seen_symbols(plain, data, TABLE_IMAGES))
         context_tables = {
             name: make_context_tables(count_values(seen_passes(plain, name, "scalar", data, CONTEXT_IMAGES)))
@@ -164,7 +167,9 @@ def finish(
         lattice_tables["none"] = make_context_tables(count_values(seen, half_steps()), half_steps())
     tables = make_tables(counts)
     output.with_suffix(".json").unlink(missing_ok=True)  # it tells of what is replaced now
-    export.write_model(model, output, tables, context_tables, lattice_tables, distortion=recipe.distortion)
+    export.write_model(
+        model, output, tables, context_tables, lattice_tables, distortion=recipe.distortion, moments=moments
+    )
     write_draft(output, data)
     if validation is None:
         return {}
@@ -172,10 +177,18 @@ def finish(
     images = validate.validation_images(validation)
     curve = validate.estimated_curve(model, images)
     results = {"validation_bd_rate_jpeg": bd_rate(validate.jpeg_curve(images), curve)}
-    results["integer_cost_percent"] = validate.conversion_cost(model, images[:COST_IMAGES])
+    results["integer_cost_percent"] = validate.conversion_cost(model, _trained(output).exact, images[:COST_IMAGES])
     for stop, (bpp, psnr) in zip(validate.STOPS, curve, strict=True):
         results |= {f"validation_bpp_{stop}": bpp, f"validation_psnr_{stop}": psnr}
     return {k: round(v, 4) for k, v in results.items() if math.isfinite(v)}
+
+
+def _samples(data: str | Path, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Training images, each at a random quality, for the float network."""
+    for pixels, quality in validate.crops_for_tables(data, count):
+        h, w = (n // validate.SIDE_UNIT * validate.SIDE_UNIT for n in pixels.shape[:2])
+        if h and w:
+            yield validate.tensor_of(pixels[:h, :w]), torch.tensor([quality])
 
 
 def _seen_tiles(model: Model, data: str | Path, count: int, quantizer: str = "scalar") -> Iterator[CodedTile]:

@@ -9,17 +9,17 @@ from statistics import fmean
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pillow_lic.bench.codecs import JPEG, decode
 from pillow_lic.bench.metrics import psnr
 from pillow_lic.entropy.exact import MEAN_BITS, QUALITY_ONE, ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
-from pillow_lic.models.hyperprior import SCALES, HyperpriorModel
+from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.pictures import image_files, load_rgb
 from pillow_lic.pixels import Pixels
 from pillow_lic.quantizers import scalar
-from pillow_lic.training.export import exact_tensors
 from pillow_lic.training.losses import Objective, forward
 from pillow_lic.training.probabilities import make_tables
 
@@ -44,6 +44,11 @@ def validation_images(folder: str | Path, limit: int | None = None) -> list[Pixe
     return found
 
 
+def tensor_of(pixels: Pixels) -> Tensor:
+    """(H, W, 3) bytes as the networks take them: (1, 3, H, W) in -127.5...127.5."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() - 127.5
+
+
 @torch.no_grad()
 def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels], context: str = "none") -> Curve:
     """(bpp by ideal code length, PSNR) at the eight stops, means over images.
@@ -56,7 +61,7 @@ def estimated_curve(model: HyperpriorModel, images: Sequence[Pixels], context: s
     for stop in STOPS:
         rates, distortions = [], []
         for pixels in images:
-            x = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)[None].float() - 127.5
+            x = tensor_of(pixels).to(device)
             outcome = forward(model, x, torch.tensor([float(stop)], device=device), Objective(contexts={context}))
             rates.append(float(outcome.bpp({context: 1.0})))
             distortions.append(10 * float(torch.log10(255**2 / outcome.mse)))
@@ -78,14 +83,13 @@ def jpeg_curve(images: Sequence[Pixels]) -> Curve:
 
 
 @torch.no_grad()
-def conversion_cost(model: HyperpriorModel, images: Sequence[Pixels]) -> float:
-    """How much longer, in %, ideal codes get when h_s computes in integers with tables.
+def conversion_cost(model: HyperpriorModel, exact: ExactHyperSynthesis, images: Sequence[Pixels]) -> float:
+    """How much longer, in %, ideal codes get when h_s computes in integers, ``exact``, with tables.
 
     Latents are the same on both sides; nothing is skipped and the tables are Gaussian, so that
     the difference is what rounding weights, means and scales costs, and nothing else.
     """
     model.eval()
-    exact = ExactHyperSynthesis(exact_tensors(model), SCALES)
     tables = Tables.mirrored(*make_tables(), skip=0)
     bits_float = bits_integer = 0.0
     for pixels in images:
@@ -99,7 +103,7 @@ def _bits(
     model: HyperpriorModel, exact: ExactHyperSynthesis, tables: Tables, pixels: Pixels, stop: int
 ) -> tuple[float, float]:
     """Bits of y and z with the float network and with the integer one."""
-    x = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() - 127.5
+    x = tensor_of(pixels)
     quality, code = torch.tensor([float(stop)]), (stop - 1) * QUALITY_ONE
     outcome = forward(model, x, quality)
     in_float = float(outcome.y_bpp + outcome.z_bpp) * x.shape[2] * x.shape[3]

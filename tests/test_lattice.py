@@ -14,6 +14,7 @@ from test_context import tiny_model
 import pillow_lic
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder
 from pillow_lic.entropy.tables import PRECISION, TOTAL, Tables
+from pillow_lic.models import loading
 from pillow_lic.models.context.schedule import CONTEXTS
 from pillow_lic.models.loading import load_model
 from pillow_lic.models.transforms import rate_weight
@@ -202,10 +203,10 @@ def test_tables_of_one_parity_are_exact_and_cost_a_bit_less() -> None:
 def test_bits_come_back() -> None:
     bits = np.random.default_rng(4).integers(0, 2, 1001).astype(np.uint8)
     encoder = SymbolEncoder()
-    encoder.encode_bits(bits)
+    encoder.encode_bits(bits, 2**23)
     data = encoder.finish()
     assert len(data) <= 1001 / 8 + 4
-    assert np.array_equal(SymbolDecoder(data).decode_bits(1001), bits)
+    assert np.array_equal(SymbolDecoder(data).decode_bits(1001, 2**23), bits)
 
 
 # -- files ---------------------------------------------------------------------------------
@@ -278,6 +279,7 @@ def test_damaged_cosets_are_found(tiny: str, part: Image.Image, kind: str) -> No
 def test_a_model_without_a_lattice_says_so(part: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "plain.safetensors"
     write_model(tiny_model(), path, make_tables())
+    monkeypatch.setattr(loading, "_loaded", {})  # other tests have the same model elsewhere
     model = load_model(str(path))
     data = coded(part, model=str(path), quantizer="e8")
     monkeypatch.setattr(model, "lattice", None)

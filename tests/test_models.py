@@ -19,6 +19,7 @@ from pillow_lic.cli import main
 from pillow_lic.header import Header
 from pillow_lic.models import finding, loading
 from pillow_lic.models.errors import ModelError
+from pillow_lic.models.transforms import Architecture
 
 CHECKPOINTS = Path(__file__).parent / "published"
 GOLDEN = Path(__file__).parent / "golden"
@@ -217,3 +218,66 @@ def test_verify_goes_on_after_a_damaged_model(folder: Path, tmp_path: Path, caps
     assert "mean.safetensors" in found.out
     assert "damaged.safetensors" in found.err
     assert "nobody" in found.err
+
+
+def test_copies_of_a_model_have_files_of_their_own_beside_them(
+    small: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mse = loading.load_model("mse")
+    plain = coded(small)
+    (tmp_path / "mse-0.1.safetensors").write_bytes(mse.path.read_bytes())
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
+    monkeypatch.setattr(loading, "_loaded", {})
+    kept = coded(small, model="mse-0.1")
+    with Image.open(io.BytesIO(kept)) as image:
+        assert image.info["model_name"] == "mse-0.1"
+        image.load()
+    assert coded(small) == plain  # as if nobody had loaded the copy first
+    assert "volume" in loading.load_model("mse").contexts
+    assert "volume" not in loading.load_model("mse-0.1").contexts
+    assert loading.model_by_identity(mse.identity).path == mse.path
+
+
+def test_a_model_replaced_by_another_that_is_in_use(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (folder / "mean.safetensors").read_bytes()
+    (tmp_path / "mine.safetensors").write_bytes(data)
+    (tmp_path / "mine.json").write_text('{"identity": "0123456789abcdef"}')
+    monkeypatch.setenv("PILLOW_LIC_MODELS", f"{folder}{os.pathsep}{tmp_path}")
+    loading.load_model("mean")
+    with pytest.raises(ModelError, match="damaged or was replaced"):
+        loading.load_model("mine")
+
+
+def test_a_model_by_a_relative_path_stays_where_it_is(
+    tiny: str, small: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_loaded", {})
+    (tmp_path / "mine.safetensors").write_bytes(Path(tiny).read_bytes())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    coded(small, model="mine.safetensors", context="none")
+    monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
+    data = coded(small, model="mine.safetensors", context="channel")
+    monkeypatch.setattr(loading, "_loaded", {})
+    coded(small, model="mine.safetensors", context="none")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with Image.open(io.BytesIO(data)) as image:  # whose context model is read now
+        image.load()
+
+
+def test_a_damaged_model_hides_others_of_its_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mean.safetensors").write_bytes(b"none")
+    monkeypatch.setenv("PILLOW_LIC_MODELS", f"{tmp_path}{os.pathsep}{folder}")
+    assert main(["models", "list"]) == 0
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("mean "))
+    assert "hidden" not in first
+    assert second.endswith("(hidden by the one above)")
+
+
+def test_an_architecture_of_fractions_is_none() -> None:
+    with pytest.raises(ValueError, match="are whole"):
+        Architecture(synthesis=(4.0, 2.0))  # type: ignore[arg-type]

@@ -54,15 +54,15 @@ def list_models(args: argparse.Namespace) -> None:
 
     seen: set[str] = set()
     for path in installed():
+        hidden = "  (hidden by the one above)" if path.stem in seen else ""
+        seen.add(path.stem)  # damaged ones hide others too
         try:
             model = load_model(str(path))
         except (ValueError, OSError) as error:
-            print(f"{path.stem:<20} {error}")
+            print(f"{path.stem:<20} {error}{hidden}")
             continue
         kind = model.architecture if isinstance(model, Family) else "native"
-        hidden = "  (hidden by the one above)" if path.stem in seen else ""
         print(f"{path.stem:<20} {model.identity.hex()}  {kind:<21} {path.parent}{hidden}")
-        seen.add(path.stem)
 
 
 def show_model(args: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ _identities: dict[tuple[Path, int, int], bytes] = {}
 
 def search_path() -> list[Path]:
     """Folders that hold models: PILLOW_LIC_MODELS, the user's data directory, the package's own."""
-    given = [Path(p) for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
+    given = [Path(p).absolute() for p in os.environ.get(SEARCH_PATH_VARIABLE, "").split(os.pathsep) if p]
     own = user_models()
     return [*given, *([own] if own else []), *_own_folders()]
 
@@ -61,7 +61,7 @@ def path_of(name: str) -> Path | None:
     one.
     """
     if name.endswith(".safetensors"):
-        named = [Path(name)]
+        named = [Path(name).absolute()]  # what is read later lies there, wherever the process has gone
     else:
         named = [folder / f"{name}.safetensors" for folder in search_path() if os.sep not in name]
     return next((path for path in named if os.path.isfile(path)), None)

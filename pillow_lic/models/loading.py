@@ -31,6 +31,7 @@ from pillow_lic.models.finding import (
     identity_of,
     identity_or_none,
     installed,
+    is_shipped,
     manifest_of,
     path_of,
     user_models,
@@ -57,7 +58,7 @@ _lock = threading.RLock()
 if hasattr(os, "register_at_fork"):
     # A child would wait for ever for a thread of its parent that was reading a model.
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
-_loaded: dict[bytes, AnyModel] = {}
+_loaded: dict[tuple[bytes, Path], AnyModel] = {}
 
 
 @dataclass
@@ -264,15 +265,17 @@ def model_by_identity(identity: bytes, name: str = "") -> AnyModel:
     Raises ``OSError`` if it is not installed, which says where to put it, and its ``name`` if the file told it.
     """
     with _lock:
-        known = _loaded.get(identity)
-        if known is not None and identity_or_none(known.path) == identity:
-            return known
+        known = [model for (own, _), model in _loaded.items() if own == identity][::-1]
+        known.sort(key=lambda model: not is_shipped(model.path))  # of copies, which may lack what lies beside, the last
+        for model in known:
+            if identity_or_none(model.path) == identity:
+                return model
         # Large files are read whole to identify them: first those whose manifests say that they are it.
         for path in sorted(installed(), key=lambda p: manifest_of(p).get("identity") != identity.hex()):
             if identity_or_none(path) == identity:
                 return _load(path)
-        if known is not None:  # its file is gone, which it may not need any more
-            return known
+        if known:  # its file is gone, which it may not need any more
+            return known[0]
     others = [p for p in installed() if p.stem == name]
     raise OSError(
         f"this LIC file was written with the model {f'{name!r} ' if name else ''}{identity.hex()}, which is not "
@@ -299,7 +302,7 @@ def verify(model: AnyModel) -> None:
 
 def _check_manifest(path: Path) -> None:
     identity = identity_of(path)
-    said = None if identity in _loaded else manifest_of(path).get("identity")
+    said = None if (identity, path) in _loaded else manifest_of(path).get("identity")
     if said is not None and said != identity.hex():
         raise ModelError(f"{path} is damaged or was replaced: its manifest describes {said}, it is {identity.hex()}")
 
@@ -308,11 +311,10 @@ def _load(path: Path) -> AnyModel:
     """Read a model file; :class:`ModelError` if it is none or is not exact."""
     with _lock:
         identity = identity_of(path)
-        # Of what is read when it is asked for, a file that was replaced meanwhile has nothing; this copy has.
-        if identity not in _loaded or identity_or_none(_loaded[identity].path) != identity:
+        if (identity, path) not in _loaded:  # of two copies each has files of its own beside it
             with reading(path), on_threads():
-                _loaded[identity] = _read(path, identity)
-        return _loaded[identity]
+                _loaded[identity, path] = _read(path, identity)
+        return _loaded[identity, path]
 
 
 def _check_shapes(exact: Mapping[str, Tensor], arch: Architecture) -> None:

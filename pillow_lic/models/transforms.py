@@ -47,6 +47,9 @@ class Architecture:
         if not 1 <= self.latents <= 768:
             raise ValueError(f"latents must be 1 to 768, not {self.latents}")
         counts = (*self.analysis, *self.synthesis)
+        widths = (self.channels, self.latents, self.hyper_channels, self.hyperlatents)
+        if not all(type(n) is int for n in (*counts, *widths)):
+            raise ValueError("an architecture's numbers are whole")
         if len(counts) != 4 or not all(0 <= n <= 64 for n in counts):
             raise ValueError("analysis and synthesis are two block counts each, 0 to 64")
         if not (8 <= self.hyper_channels <= 1024 and 1 <= self.hyperlatents <= 512):

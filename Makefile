@@ -3,7 +3,7 @@
 # make test-compressai   comparisons with CompressAI, which needs an environment of its own
 # make test-oldest   the tests of the plugins with the oldest Pillow, NumPy and imageio
 # make bench-throughput  many pictures: worker processes, profile, cold start
-# make bench  the benchmark; make bench DIR=folder for other images than Kodak
+# make bench  the benchmark; make bench DIR=folder for other images than Kodak, for which published curves are drawn too
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ IMAGES ?=
 # An index of torch's CPU builds, where the default one would bring the much larger CUDA build.
 TORCH_INDEX ?=
 DIR ?= ../shared/data/kodak
-REFERENCE := $(wildcard ../shared/data/reference/kodak)
+REFERENCE = $(if $(filter %kodak %kodak/,$(DIR)),$(wildcard ../shared/data/reference/kodak))
 STAMP := $(VENV)/.installed
 
 OLDEST := .venv-oldest

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pillow_lic.bench.metrics import bd_rate
 from pillow_lic.models.transforms import Synthesis
+from pillow_lic.pictures import image_files
 from pillow_lic.training.loop import Loss, Trainer
 from pillow_lic.training.recipe import Recipe, load_recipe
 from pillow_lic.training.validate import Curve, estimated_curve, jpeg_curve, validation_images
@@ -77,8 +78,9 @@ def synthesis_time(recipe: Recipe, dtype: torch.dtype) -> float:
 def trained_curve(recipe: Recipe, data: Path, images: Path, folder: Path, start: Path | None) -> Curve:
     """Train a recipe to its end and measure it; what is done already is not done again."""
     result = folder / "curve.json"
-    if result.is_file():
-        return [tuple(point) for point in json.loads(result.read_text())]
+    asked = {"recipe": recipe.as_dict(), "images": [str(path) for path in image_files(images)]}
+    if result.is_file() and (found := json.loads(result.read_text()))["asked"] == asked:
+        return [tuple(point) for point in found["curve"]]
     folder.mkdir(parents=True, exist_ok=True)
     trainer, checkpoint = Trainer(recipe, data), folder / "checkpoint.pt"
     if checkpoint.is_file():
@@ -92,7 +94,7 @@ def trained_curve(recipe: Recipe, data: Path, images: Path, folder: Path, start:
     trainer.save_weights(folder / "weights.pt")
     context = next(iter(recipe.rate)) if recipe.stage == "contexts" else "none"
     curve = estimated_curve(trainer.averaged_model(), validation_images(images), context)
-    result.write_text(json.dumps(curve))
+    result.write_text(json.dumps({"asked": asked, "curve": curve}))
     return curve
 
 

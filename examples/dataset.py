@@ -28,6 +28,8 @@ class Photos(Dataset[Tensor]):
     def __getitem__(self, n: int) -> Tensor:
         # Forked or spawned, on the CPU: every worker reads the weights once.  DataLoader gives each one thread.
         pixels = pillow_lic.decode_tensor(self.paths[n], device="cpu")
+        if min(pixels.shape[1:]) < self.size:
+            raise ValueError(f"{self.paths[n]} has fewer than {self.size} pixels a side")
         top, left = (int(torch.randint(side - self.size + 1, ())) for side in pixels.shape[1:])
         colours = pixels[: 3 if len(pixels) > 2 else 1]  # without transparency
         crop = colours[:, top : top + self.size, left : left + self.size].expand(3, -1, -1)
@@ -43,6 +45,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     args = parser.parse_args()
     photos = Photos(args.folder, args.size)
+    if not len(photos):
+        parser.error(f"no .lic files in {args.folder}")
     start = args.start if args.workers else None
     loader = DataLoader(photos, batch_size=4, num_workers=args.workers, multiprocessing_context=start)
     seen = 0

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 import pillow_lic
+from pillow_lic.pixels import psnr
 
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket")
 SIZE, PART = (4000, 3000), (800, 600)
@@ -81,13 +82,9 @@ def small(path: Path) -> None:
         elif name.startswith("thumbnail"):
             expected = expected.copy()
             expected.thumbnail((256, 256))
-        near = "" if name == "whole" else f", {psnr(pictures[name], expected):.1f} dB from the whole reduced"
+        alike = psnr(np.asarray(pictures[name]), np.asarray(expected))
+        near = "" if name == "whole" else f", {alike:.1f} dB from the whole reduced"
         print(f"{name}: {median(times[1:]):.2f} s, {whole / median(times[1:]):.1f} times as fast{near}")
-
-
-def psnr(a: Image.Image, b: Image.Image) -> float:
-    """PSNR in dB."""
-    return float(10 * np.log10(255**2 / np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2)))
 
 
 def report(line: str) -> None:

@@ -4,7 +4,6 @@
 
 Each image is saved with plain options at a quality, and with the others in at most as many bytes.  Printed are the
 mean SSIM of the worst 5 % of 8x8 blocks (luma, Gaussian window of 11), PSNR and MS-SSIM, and what they change by.
-Needs the extra [bench].
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from PIL import Image
 
 import pillow_lic
+from pillow_lic.bench.measure import centre
 from pillow_lic.bench.metrics import decibel, ms_ssim, psnr
 from pillow_lic.distortions import ssim_map
 from pillow_lic.pictures import image_files, load_rgb
@@ -61,8 +61,7 @@ def main() -> None:
     for file in files:
         original = load_rgb(file)
         if args.crop:
-            top, left = ((n - args.crop) // 2 for n in original.shape[:2])
-            original = np.ascontiguousarray(original[top : top + args.crop, left : left + args.crop])
+            original = np.ascontiguousarray(centre(original, args.crop))
         size, *plain = measured(original, quality=args.quality, **args.both)
         other_size, *other = measured(original, target_size=size, **args.both, **args.options)
         changes.append([100 * (other_size / size - 1), *(b - a for a, b in zip(plain, other, strict=True))])

@@ -40,8 +40,7 @@ def write(path: str, data: bytes, scratch: str | None = None) -> None:
         elif old is not None and isinstance(error, PermissionError) and scratch is None:
             _fill(path, data)
         else:
-            error.filename, error.filename2 = path, None
-            raise
+            raise OSError(error.errno, error.strerror, path) from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)

@@ -14,9 +14,10 @@ SUFFIXES = {".avif", ".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", "
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The images below a folder, sorted; ``FileNotFoundError`` if there are none."""
+    """The images below a folder, sorted, but for hidden ones; ``FileNotFoundError`` if there are none."""
     root = Path(folder)
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = (p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
     if not files:
         raise FileNotFoundError(f"no images ({', '.join(sorted(SUFFIXES))}) in {root}")
     return files
@@ -36,4 +37,4 @@ def load_rgb(path: str | Path) -> np.ndarray:
                 image = ImageOps.exif_transpose(image)
             return np.asarray(image.convert("RGB"))
     except (*DAMAGED, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is no picture to learn from: {error}") from error
+        raise ValueError(f"{path} cannot be used: {error}") from error

@@ -22,8 +22,9 @@ def test_what_fails_while_it_is_written_leaves_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         atomic.write(str(path), b"new")
+    assert str(caught.value) == f"[Errno 28] No space left on device: {str(path)!r}"
     assert [p.name for p in tmp_path.iterdir()] == (["a.lic"] if existing else [])
     assert not existing or path.read_bytes() == b"old"
 

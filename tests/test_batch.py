@@ -529,3 +529,10 @@ def test_processes_that_never_begin(photos: Path, tmp_path: Path, monkeypatch: p
 def test_a_default_device_is_one_in_worker_processes(photos: Path, tmp_path: Path) -> None:
     pillow_lic.set_defaults(device="cuda:99")
     assert counts(convert([photos], tmp_path / "out", jobs=2)) == (3, 0, 0)
+
+
+def test_a_folder_in_a_target_s_place_is_a_failure(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "a.lic").mkdir(parents=True)
+    summary = convert(photos, tmp_path / "out", keep_going=True)
+    assert counts(summary) == (2, 0, 1)
+    assert "a.lic is a folder" in str(summary.failures[0].error)

@@ -5,7 +5,7 @@ from pathlib import Path
 import PIL
 import pytest
 from conftest import coded, load
-from PIL import ExifTags, Image, ImageSequence, TiffImagePlugin
+from PIL import ExifTags, Image, ImageSequence, PngImagePlugin, TiffImagePlugin
 
 from pillow_lic.batch.files import locate
 from pillow_lic.batch.plan import Settings, Task
@@ -150,3 +150,11 @@ def test_cmyk_profiles_stay_behind(picture: Image.Image, tmp_path: Path) -> None
     assert "icc_profile" not in converted(tmp_path / "print.jpg", tmp_path / "print.lic").info
     picture.save(tmp_path / "screen.jpg", icc_profile=profile.replace(b"CMYK", b"RGB "))
     assert converted(tmp_path / "screen.jpg", tmp_path / "screen.lic").info["icc_profile"][16:20] == b"RGB "
+
+
+@pytest.mark.parametrize("keyword", ["exif", "Raw profile type exif"])
+def test_texts_of_a_png_that_look_like_exif(picture: Image.Image, keyword: str, tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text(keyword, "no hex", zip=True)
+    picture.save(tmp_path / "x.png", pnginfo=texts)
+    assert converted(tmp_path / "x.png", tmp_path / "x.lic").size == picture.size

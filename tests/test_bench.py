@@ -53,3 +53,8 @@ def test_published_curves(tmp_path: Path) -> None:
 def test_codecs_are_chosen_by_name() -> None:
     assert [c.name for c in codecs.chosen(["webp", "JPEG"])] == ["LIC", "WebP", "JPEG"]
     assert {"LIC", "JPEG", "WebP", "AVIF"} <= {c.name for c in codecs.available()}
+
+
+def test_similarity_that_is_no_number_stays_so() -> None:
+    assert math.isnan(metrics.decibel(math.nan))
+    assert metrics.decibel(1.0) == math.inf

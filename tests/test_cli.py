@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 
 from pillow_lic import cli, extras
 from pillow_lic.cli import common, main
+from pillow_lic.pictures import image_files
 
 
 @pytest.fixture
@@ -297,3 +298,29 @@ def test_throughput_is_measured_on_linux(
     monkeypatch.setattr(sys, "platform", "darwin")
     assert main(["bench", str(tmp_path), "--throughput", "2"]) == 2
     assert "as Linux tells it" in capsys.readouterr().err
+
+
+def test_what_was_measured_is_kept_when_a_picture_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    with Image.open(IMAGES / "astronaut.png") as image:
+        image.crop((0, 0, 64, 64)).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"none")
+    output = tmp_path / "results"
+    assert main(["bench", str(folder), "--codecs", "jpeg", "--qualities", "4", "--output", str(output)]) == 1
+    assert "b.png cannot be used" in capsys.readouterr().err
+    every = json.loads((output / "measurements.json").read_text())
+    assert {m["image"] for m in every} == {"a.png"}
+    assert {m["codec"] for m in every} == {"LIC", "JPEG"}
+    (tmp_path / "file").write_bytes(b"")
+    assert main(["bench", str(folder), "--output", str(tmp_path / "file")]) == 1
+    assert "file" in capsys.readouterr().err
+
+
+def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".trash/b.png", "c/d.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [p.name for p in image_files(tmp_path)] == ["a.png", "d.PNG"]

@@ -16,6 +16,7 @@ import torch
 from conftest import IMAGES, coded, psnr
 from PIL import Image, ImageOps
 
+from pillow_lic.cli import main
 from pillow_lic.models.context.schedule import ContextShape
 from pillow_lic.models.hyperprior import HyperpriorModel, gaussian_bits
 from pillow_lic.models.transforms import Architecture, at_quality, rate_weight
@@ -265,7 +266,7 @@ def test_damaged_exif_is_no_reason_to_stop(tmp_path: Path) -> None:
         ImageOps.exif_transpose(image)
     assert Crops(tmp_path, 64, torch.device("cpu")).count == 1
     (tmp_path / "b.png").write_bytes((IMAGES / "coffee.png").read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"b\.png is no picture to learn from"):
+    with pytest.raises(ValueError, match=r"b\.png cannot be used"):
         Crops(tmp_path, 64, torch.device("cpu"))
 
 
@@ -278,7 +279,7 @@ def test_pictures_that_are_left_out_are_counted(tmp_path: Path) -> None:
     seen = crops.batch(64, torch.Generator().manual_seed(1)) + 127.5
     assert {tuple(x) for x in seen[:, :, 5, 5].tolist()} == {(9.0, 8.0, 7.0), (1.0, 2.0, 3.0)}
     (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"d\.png is no picture"):
+    with pytest.raises(ValueError, match=r"d\.png cannot be used"):
         Crops(tmp_path, 64, torch.device("cpu"))
 
 
@@ -586,3 +587,26 @@ def test_what_is_a_model_and_what_a_run_has_saved(tmp_path: Path) -> None:
 def test_a_manifest_names_what_no_text_can(tmp_path: Path) -> None:
     write_manifest(tmp_path / "m.json", {"data": "photos-\udcff", "by": "Müller"})
     assert json.loads((tmp_path / "m.json").read_bytes()) == {"data": "photos-\udcff", "by": "Müller"}
+
+
+def test_a_run_goes_on_with_its_own_images_alone(tmp_path: Path) -> None:
+    trainer = Trainer(RECIPE, IMAGES)
+    trainer.save(tmp_path / "c.pt")
+    Trainer(RECIPE, IMAGES).restore(tmp_path / "c.pt")
+    other = tmp_path / "images"
+    other.mkdir()
+    (other / "a.png").write_bytes((IMAGES / "astronaut.png").read_bytes())
+    with pytest.raises(ValueError, match="a run on other images"):
+        Trainer(RECIPE, other).restore(tmp_path / "c.pt")
+
+
+def test_full_memory_of_training_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr("pillow_lic.training.run.train", full)
+    recipe = Path(__file__).parents[1] / "recipes" / "fine-tune.toml"
+    assert main(["train", str(recipe), "--data", str(IMAGES), "--run", str(tmp_path)]) == 1
+    assert "smaller [batches]" in capsys.readouterr().err

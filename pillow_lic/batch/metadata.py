@@ -85,9 +85,13 @@ def timing_for(image: Image.Image, form: str) -> dict[str, Any]:
 
 
 def _exif(image: Image.Image) -> bytes | None:
-    if image.info.get("exif"):
-        return whole_exif(image.info["exif"])
-    exif = image.getexif()
+    given = image.info.get("exif")
+    if given and isinstance(given, bytes):  # a PNG's text may be called so
+        return whole_exif(given)
+    try:
+        exif = image.getexif()
+    except (*DAMAGED, TypeError):
+        return None
     if image.format == "TIFF":
         whole, exif = exif, Image.Exif()
         for tag in sorted(DESCRIPTIVE.intersection(whole)):

@@ -159,6 +159,8 @@ def make_plan(sources: Sequence[File], target: File, settings: Settings, *, over
             if own.is_same(source):
                 raise FileExistsError("would be replaced by its own conversion")
             found = own.info() if there is None else there.get(place)
+            if found is not None and found["type"] == "directory":
+                raise IsADirectoryError(f"{own} is a folder")
             task = _task(plan, place, Task(source, own), found, _origin(source, info, asked), overwrite, info)
         except OSError as error:
             plan.failures.append((source, str(error)))

@@ -14,7 +14,7 @@ from PIL import Image
 from pillow_lic import codec, container
 from pillow_lic.bench.codecs import LIC
 from pillow_lic.bench.measure import spread
-from pillow_lic.models.loading import load_model
+from pillow_lic.models.loading import Model, load_model
 from pillow_lic.pictures import image_files, load_rgb
 
 
@@ -40,7 +40,10 @@ def compare(
     Files are decoded in turn, context after context, ``rounds`` times: drifts of the machine's speed
     meet all of them alike.
     """
-    names = ["none", *load_model(model).contexts]
+    found = load_model(model)
+    if not isinstance(found, Model):
+        raise ValueError(f"the model {model!r} is a published codec's, which has one context model")
+    names = ["none", *found.contexts]
     files = spread(image_files(folder), images)
     sizes: dict[tuple[str, float], list[int]] = {}
     times: dict[tuple[str, float], list[float]] = {}
@@ -60,8 +63,8 @@ def compare(
             if on_step:
                 on_step(done, len(files) * len(LIC.values))
     points = []
-    for (name, quality), found in sizes.items():
-        change = fmean(s / n for s, n in zip(found, sizes["none", quality], strict=True)) - 1
+    for (name, quality), own in sizes.items():
+        change = fmean(s / n for s, n in zip(own, sizes["none", quality], strict=True)) - 1
         points.append(ContextPoint(name, quality, 100 * change, median(times[name, quality])))
     return points
 

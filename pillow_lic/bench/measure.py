@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -71,23 +71,23 @@ def measure_folder(
     *,
     images: int | None = None,
     side: int | None = None,
-) -> list[Measurement]:
-    """Every image below a folder with every codec and setting.
+) -> Iterator[Measurement]:
+    """Every image below a folder with every codec and setting, as they are made.
 
     ``images`` takes so many of them, evenly spread; ``side`` so many pixels a side from their centres.
     """
     files = spread(image_files(folder), images)
     total = len(files) * sum(len(c.values) for c in codecs)
-    found: list[Measurement] = []
+    done = 0
     _warm_up(codecs)
     for file in files:
         pixels = centre(load_rgb(file), side)
         for codec in codecs:
             for setting in codec.values:
-                found.append(measure_image(file.relative_to(folder).as_posix(), pixels, codec, setting))
+                yield measure_image(file.relative_to(folder).as_posix(), pixels, codec, setting)
+                done += 1
                 if on_step:
-                    on_step(len(found), total)
-    return found
+                    on_step(done, total)
 
 
 def mean_points(measurements: Sequence[Measurement], codec: Codec) -> list[Point]:

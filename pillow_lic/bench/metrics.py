@@ -27,7 +27,7 @@ def ms_ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 def decibel(similarity: float) -> float:
     """MS-SSIM on the scale people plot: -10 log10(1 - value)."""
-    return -10 * math.log10(1 - similarity) if similarity < 1 else math.inf
+    return math.inf if similarity >= 1 else -10 * math.log10(1 - similarity)
 
 
 def bd_rate(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> float:

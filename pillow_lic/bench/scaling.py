@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pillow_lic.bench.stages import fitted
-from pillow_lic.bench.throughput import run
+from pillow_lic.bench.throughput import figures_of, run
 from pillow_lic.pictures import image_files
 
 FILES = (10, 30, 100, 300, 1000)
@@ -74,9 +71,7 @@ def by_size(folder: Path, sides: Sequence[int]) -> list[tuple[float, float, floa
         with tempfile.TemporaryDirectory() as name:
             path = Path(name, "x.bmp")
             picture.resize((side, side), Image.Resampling.BICUBIC).save(path)
-            argv = [sys.executable, "-c", MEASURE, str(path)]
-            done = subprocess.run(argv, check=True, capture_output=True, text=True)
-        encode, decode, memory, peak = json.loads(done.stdout)
+            encode, decode, memory, peak = figures_of(MEASURE, path)
         found.append((side * side / 1e6, encode, decode, memory, peak))
     return found
 

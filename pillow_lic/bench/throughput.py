@@ -69,8 +69,7 @@ def run(argv: Sequence[Any]) -> Run:
         return usage.ru_utime + usage.ru_stime
 
     started, before = time.perf_counter(), spent()
-    quietly = os.environ | {"TQDM_DISABLE": "1"}
-    process = subprocess.Popen([sys.executable, *map(str, argv)], stdout=subprocess.DEVNULL, env=quietly)
+    process = subprocess.Popen([sys.executable, *map(str, argv)], stdout=subprocess.DEVNULL, env=_settings())
     largest = 0
     while process.poll() is None:
         try:
@@ -84,6 +83,21 @@ def run(argv: Sequence[Any]) -> Run:
     if process.returncode:
         raise OSError(f"{argv} failed")
     return Run(time.perf_counter() - started, spent() - before, largest)
+
+
+def figures_of(script: str, path: Path) -> list[float]:
+    """What a script that gets a path prints, as JSON, in a process of its own; ``OSError`` if it fails."""
+    argv = [sys.executable, "-c", script, str(path)]
+    done = subprocess.run(argv, capture_output=True, text=True, env=_settings(), check=False)
+    if done.returncode:
+        raise OSError(f"a measuring process failed ({done.returncode}): {done.stderr.strip()[-500:]}")
+    found: list[float] = json.loads(done.stdout)
+    return found
+
+
+def _settings() -> dict[str, str]:
+    """The environment of processes that are measured: quiet, and without a GPU, which has figures of its own."""
+    return os.environ | {"TQDM_DISABLE": "1", "PILLOW_LIC_DEVICE": "cpu"}
 
 
 def make_photographs(folder: Path, target: Path, count: int) -> None:
@@ -133,10 +147,7 @@ def first_picture(folder: Path, rounds: int = 5) -> str:
         path = Path(name, "x.lic")
         with Image.open(image_files(folder)[0]) as image:
             fitted(image).save(path)
-        runs = []
-        for _ in range(rounds + 1):
-            argv = [sys.executable, "-c", FIRST, str(path)]
-            runs.append(json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout))
+        runs = [figures_of(FIRST, path) for _ in range(rounds + 1)]
     python, torch, ours = (1000 * median(part) for part in zip(*runs[1:], strict=True))
     whole = python + torch + ours
     return (

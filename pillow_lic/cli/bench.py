@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from pillow_lic.bench.measure import Measurement
     from pillow_lic.bench.report import Curve
 
-COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities", "codecs", "variants", "contexts")
+COMPARED = (
+    "model", "context", "quantizer", "effort", "images", "crop", "qualities", "codecs", "variants", "contexts",
+    "reference",
+)  # fmt: skip
 """Options of comparisons alone: what they compare, encode with, and take of each image."""
 
 ALONE = {
-    "contexts": ("context", "quantizer", "effort", "crop", "qualities", "codecs", "variants"),
-    "variants": ("context", "quantizer", "effort", "codecs"),
+    "contexts": ("context", "quantizer", "effort", "crop", "qualities", "codecs", "variants", "reference"),
+    "variants": ("context", "quantizer", "effort", "codecs", "reference"),
 }
 """What stands in for the comparison with other codecs, and the options that say nothing to it."""
 
@@ -93,9 +96,15 @@ def run(args: argparse.Namespace) -> None:
 
     from pillow_lic.bench import measure, report, variants
 
-    with bar("bench", "file", delay=2) as on_step:
-        measurements = measure.measure_folder(args.folder, selected, on_step, images=args.images, side=args.crop)
-    report.write_json(Path(args.output), selected, measurements)  # first: it is what took the time
+    Path(args.output).mkdir(parents=True, exist_ok=True)  # not after hours of work
+    measurements: list[Measurement] = []
+    try:
+        with bar("bench", "file", delay=2) as on_step:
+            measurements.extend(
+                measure.measure_folder(args.folder, selected, on_step, images=args.images, side=args.crop)
+            )
+    finally:  # also of what a damaged picture or Ctrl-C ends: it is what took the time
+        report.write_json(Path(args.output), selected, measurements)
     if args.variants:
         print(variants.text(variants.compare(measurements, selected)))
         return
@@ -171,20 +180,25 @@ def _speed(args: argparse.Namespace) -> None:
     from pillow_lic.bench import scaling, stages, throughput
     from pillow_lic.pictures import image_files
 
+    pillow_lic.set_defaults(device="cpu")  # a GPU has figures of its own
     folder = Path(args.folder)
-    reports = []
     if args.profile:
-        reports.append(stages.text(stages.profile(stages.photographs(image_files(folder), 4))))
+        _tell(stages.text(stages.profile(stages.photographs(image_files(folder), 4))))
     if args.cold_start:
-        reports.append(throughput.first_picture(folder))
+        _tell(throughput.first_picture(folder))
     if args.throughput:
         with bar("throughput", "run", delay=2) as on_step:
-            reports.append(throughput.compare(folder, args.throughput, args.jobs, on_step))
+            found = throughput.compare(folder, args.throughput, args.jobs, on_step)
+        _tell(found)
         if torch.cuda.is_available():
-            reports.append(throughput.on_cuda(folder))
+            _tell(throughput.on_cuda(folder))
     if args.scaling:
         files = scaling.by_files(folder, scaling.FILES, args.jobs)
         sizes = scaling.by_size(folder, scaling.SIDES)
+        _tell(scaling.text(files, sizes))
         scaling.plot(Path(args.scaling), files, sizes)
-        reports.append(scaling.text(files, sizes))
-    print("\n\n".join(reports))
+
+
+def _tell(report: str) -> None:
+    """Print one of several reports, each as soon as it is there."""
+    print(report + "\n", flush=True)

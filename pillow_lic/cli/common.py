@@ -53,7 +53,9 @@ def add_encoder_options(parser: argparse.ArgumentParser) -> None:
                        help="bits where a network that was trained for it says")  # fmt: skip
     group.add_argument("--progressive", action="store_true", default=None, help="in scans: its beginning opens too")
     group.add_argument(
-        "--effort", type=int, help="0 (fast, the default) to 9; 1 and 2 take seconds, more take minutes to hours"
+        "--effort",
+        type=int,
+        help="0 (fast, the default) to 9: 1 takes two to three times as long, 9 two thousand times",
     )
     group.add_argument("--tune", help=f"what counts as good: {', '.join(TUNES)}; default {TUNES[0]}")
     group.add_argument("--model", help="an installed model's name or a .safetensors file, instead of --tune")

@@ -36,6 +36,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train a model on a folder of images and write it with its manifest."""
+    from pillow_lic.devices import is_full, is_no_memory
     from pillow_lic.training.recipe import load_recipe
     from pillow_lic.training.run import keep_memory, train
 
@@ -46,5 +47,10 @@ def run(args: argparse.Namespace) -> None:
     if args.max_steps is not None:
         recipe = recipe.limited(args.max_steps)
     keep_memory()
-    train(recipe, args.data, Path(args.output), Path(args.folder), validation=args.validation,
-          device=args.device, threads=args.threads, stop_after=args.stop_after, start=args.start)  # fmt: skip
+    try:
+        train(recipe, args.data, Path(args.output), Path(args.folder), validation=args.validation,
+              device=args.device, threads=args.threads, stop_after=args.stop_after, start=args.start)  # fmt: skip
+    except RuntimeError as error:
+        if is_no_memory(error) or is_full(error):
+            raise MemoryError("not enough memory: smaller [batches] in the recipe take less") from error
+        raise

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,19 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
+from pillow_lic import atomic
+from pillow_lic.bench.measure import centre
+from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.entropy.tables import Tables
+from pillow_lic.header import QUALITY_ONE
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
-from pillow_lic.models.compressai.exact import MEAN_BITS, SCALE_BITS, Z_BITS
-from pillow_lic.models.compressai.family import HYPER_STRIDE, QUALITY_ONE, Family, FamilyModel
+from pillow_lic.models.compressai.exact import SCALE_BITS, Z_BITS
+from pillow_lic.models.compressai.family import HYPER_STRIDE, Family, FamilyModel
 from pillow_lic.models.compressai.networks import Bottleneck, Network
 from pillow_lic.pictures import image_files, load_rgb
 from pillow_lic.pixels import pad_to_multiple
+from pillow_lic.training.export import write_manifest
 from pillow_lic.training.probabilities import gaussian_masses, mirrored_integers, whole_integers
 
 FORMAT = 1
@@ -130,20 +136,20 @@ def import_checkpoints(
             })  # fmt: skip
     about = {"format": FORMAT, "architecture": architecture, "stops": stops}
     data = save(tensors, metadata={"pillow-lic": json.dumps(about, sort_keys=True)})
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_bytes(data)
-        identity = hashlib.sha256(data).digest()[:8]
-        family = Family.read(partial, identity, about)
-        report = []
+    identity = hashlib.sha256(data).digest()[:8]
+    report = []
+    # Where a file that is mapped into memory cannot be removed, it stays.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        tried = Path(folder, target.name)
+        tried.write_bytes(data)
+        family = Family.read(tried, identity, about)
         for quality, network in networks.items():
             model = family.at_quality(_code(quality))[0]
             bits = np.sum([_bits(network, model, x) for x in pictures[1::2] or pictures], axis=0)
             report.append(Imported(quality, sources[quality].name, network.channels, network.latents, *bits.tolist()))
             progress(report[-1])
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    target.with_suffix(".json").unlink(missing_ok=True)  # it tells of what is replaced now
+    atomic.write(str(target), data)
     _write_manifest(target, identity, architecture, report, images is not None)
     return report
 
@@ -235,10 +241,7 @@ def _pictures(folder: Path) -> list[Tensor]:
     chosen = [paths[n] for n in np.unique(np.linspace(0, len(paths) - 1, MOST_PICTURES).round().astype(int))]
     found = []
     for path in chosen:
-        pixels = load_rgb(path)
-        h, w = pixels.shape[:2]
-        top, left = max(0, h - SIDE) // 2, max(0, w - SIDE) // 2
-        part = pixels[top : top + SIDE, left : left + SIDE]
+        part = centre(load_rgb(path), SIDE)
         part = np.pad(part, ((0, -part.shape[0] % 16), (0, -part.shape[1] % 16), (0, 0)), mode="edge")
         found.append(torch.from_numpy(part).permute(2, 0, 1)[None].float() / 255)
     return found
@@ -257,7 +260,7 @@ def _noise(seed: int) -> Tensor:
 def _write_manifest(
     target: Path, identity: bytes, architecture: str, report: Sequence[Imported], photographs: bool
 ) -> None:
-    values: Mapping[str, Any] = {
+    values: dict[str, Any] = {
         "name": target.stem,
         "identity": identity.hex(),
         "format": FORMAT,
@@ -266,4 +269,4 @@ def _write_manifest(
         "calibration": "images" if photographs else "noise",
         "qualities": [asdict(r) | {"cost_percent": round(r.cost, 4)} for r in report],
     }
-    target.with_suffix(".json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_manifest(target.with_suffix(".json"), values)

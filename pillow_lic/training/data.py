@@ -25,6 +25,7 @@ def _flat(arrays: list[np.ndarray]) -> np.ndarray:
 class Crops:
     """Every image of a folder, decoded once, and random crops cut on the device.
 
+    ``amount`` is how many images and pixels there are: it tells one folder from another.
     Crops are picked by random numbers made on the device, in proportion to an image's area, and
     mirrored half of the time; nothing synchronises with the host.
     """
@@ -37,6 +38,7 @@ class Crops:
         shapes = torch.tensor([a.shape[:2] for a in arrays])
         area = shapes[:, 0] * shapes[:, 1]
         self.count, self.too_small = len(arrays), len(files) - len(arrays)
+        self.amount = [self.count, int(area.sum())]
         self.pixels = torch.from_numpy(_flat(arrays)).to(device)
         self.start = (area.cumsum(0) - area).to(device)
         self.height, self.width = shapes[:, 0].to(device), shapes[:, 1].to(device)

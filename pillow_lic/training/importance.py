@@ -18,9 +18,10 @@ from torch import Tensor
 from pillow_lic.devices import block_dtype
 from pillow_lic.distortions import ssim_map
 from pillow_lic.models.hyperprior import SCALE_STEP, SKIP, HyperpriorModel, gaussian_bits
-from pillow_lic.models.importance import BLOCK, ImportanceMap
+from pillow_lic.models.importance import ImportanceMap
 from pillow_lic.models.loading import Model, load_model
 from pillow_lic.models.transforms import QUALITIES, at_quality
+from pillow_lic.quantizers.adaptive import BLOCK
 from pillow_lic.training.data import Crops
 from pillow_lic.training.importing import weights_of
 from pillow_lic.training.qualities import cubics, stratified_qualities

@@ -116,6 +116,7 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history,
             "origin": self.origin,
+            "data": self.crops.amount,
         }
         _write(state, path)
 
@@ -153,6 +154,8 @@ class Trainer:
         self.origin = state.get("origin", [])
         if start and "origin" in state and self.origin != [_digest(p) for p in start]:
             raise ValueError(f"{path} is of a run that began with other weights; remove it or choose another folder")
+        if state.get("data", self.crops.amount) != self.crops.amount:
+            raise ValueError(f"{path} is of a run on other images; remove it or choose another folder")
         self.model.load_state_dict(state["model"])
         self.average = state["average"]
         for optimiser, values in zip(self.optimisers, state["optimisers"], strict=True):

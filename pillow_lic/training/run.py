@@ -184,7 +184,7 @@ def finish(
 
 
 def _samples(data: str | Path, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Training images, each at a random quality, for the float network."""
+    """Training images at all qualities, for the float network."""
     for pixels, quality in validate.crops_for_tables(data, count):
         h, w = (n // validate.SIDE_UNIT * validate.SIDE_UNIT for n in pixels.shape[:2])
         if h and w:
@@ -192,7 +192,7 @@ def _samples(data: str | Path, count: int) -> Iterator[tuple[torch.Tensor, torch
 
 
 def _seen_tiles(model: Model, data: str | Path, count: int, quantizer: str = "scalar") -> Iterator[CodedTile]:
-    """Coded training images, each at a random quality."""
+    """Coded training images at all qualities."""
     for pixels, quality in tqdm(validate.crops_for_tables(data, count), total=count, delay=2, desc="tables"):
         code = EncoderOptions(quality=quality).quality_code
         header = Header(pixels.shape[1], pixels.shape[0], "RGB", model.identity, code, quantizer=quantizer)

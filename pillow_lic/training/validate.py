@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pillow_lic.bench.codecs import JPEG, decode
 from pillow_lic.bench.metrics import psnr
-from pillow_lic.entropy.exact import MEAN_BITS, QUALITY_ONE, ExactHyperSynthesis
+from pillow_lic.entropy.exact import MEAN_BITS, ExactHyperSynthesis
 from pillow_lic.entropy.tables import Tables
+from pillow_lic.header import QUALITY_ONE
 from pillow_lic.models.hyperprior import HyperpriorModel
 from pillow_lic.models.transforms import QUALITIES
 from pillow_lic.pictures import image_files, load_rgb
@@ -118,7 +119,7 @@ def _bits(
 
 
 def crops_for_tables(folder: str | Path, count: int, seed: int = 0) -> Iterator[tuple[Pixels, float]]:
-    """Images in random order, each with a random quality, to see what symbols tables meet."""
+    """Images drawn at random, for qualities from 1 to 8 in turn, to see what symbols tables meet."""
     rng = np.random.default_rng(seed)
     files = image_files(folder)
     for n in range(count):

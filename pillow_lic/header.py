@@ -17,7 +17,10 @@ CONTEXTS = ("none", "checkerboard", "channel", "autoregressive", "staircase", "v
 QUANTIZERS = ("scalar", "e8", "diamond", "bw16", "h24")
 
 MAX_SIDE = 2**24
-MAX_QUALITY_CODE = 1792
+QUALITY_ONE = 256
+"""Quality codes for one step of quality."""
+
+MAX_QUALITY_CODE = 7 * QUALITY_ONE
 MAX_FRAMES = 2**16
 TILE_UNIT = 64
 """Tile sides are multiples of this many pixels: one hyperlatent position."""

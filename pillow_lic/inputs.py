@@ -5,6 +5,7 @@ Both plugins use it, and neither may import torch or NumPy before something is c
 
 from __future__ import annotations
 
+import math
 import struct
 from itertools import accumulate, pairwise
 from numbers import Integral, Real
@@ -199,5 +200,7 @@ def shown_metadata(metadata: Mapping[str, bytes]) -> dict[str, Any]:
     """A file's metadata as ``im.info`` has them: dpi as two numbers, the rest in bytes."""
     found: dict[str, Any] = dict(metadata)
     if len(dpi := found.pop("dpi", b"")) == 16:
-        found["dpi"] = struct.unpack("<2d", dpi)
+        both = struct.unpack("<2d", dpi)
+        if all(0 < value < math.inf for value in both):  # what other formats can write
+            found["dpi"] = both
     return found

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pillow_lic.header import CONTEXTS, MAX_TILE, QUANTIZERS
+from pillow_lic.header import CONTEXTS, MAX_TILE, QUALITY_ONE, QUANTIZERS
 from pillow_lic.warning import warn
 
-QUALITY_MIN, QUALITY_MAX, QUALITY_STEPS = 1.0, 8.0, 256
+QUALITY_MIN, QUALITY_MAX = 1.0, 8.0
 
 EFFORT_MAX = 9
 
@@ -159,7 +159,7 @@ class EncoderOptions:
     @property
     def quality_code(self) -> int:
         """Quality as files keep it: 256ths of a step above 1, in 0...1792."""
-        return round((self.quality - QUALITY_MIN) * QUALITY_STEPS)
+        return round((self.quality - QUALITY_MIN) * QUALITY_ONE)
 
 
 def checked_threads(threads: int | None) -> int | None:
@@ -174,7 +174,7 @@ def checked_threads(threads: int | None) -> int | None:
 
 def quality_of(code: int) -> float:
     """The quality that a file's code stands for."""
-    return QUALITY_MIN + code / QUALITY_STEPS
+    return QUALITY_MIN + code / QUALITY_ONE
 
 
 def set_defaults(**options: Any) -> None:

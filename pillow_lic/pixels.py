@@ -62,10 +62,14 @@ def latent_size(pixels: int) -> int:
     return -(-pixels // LATENT_STRIDE)
 
 
+def step_of(width: int, height: int, tile: int) -> int:
+    """Latent positions from one tile to the next."""
+    return tile // LATENT_STRIDE or max(latent_size(width), latent_size(height))
+
+
 def tiles_of(width: int, height: int, tile: int) -> Iterator[Tile]:
     """Tiles in raster order; ``tile`` is their side in pixels, 0 for a single one."""
-    w, h = latent_size(width), latent_size(height)
-    step = tile // LATENT_STRIDE or max(w, h)
+    w, h, step = latent_size(width), latent_size(height), step_of(width, height, tile)
     for row, top in enumerate(range(0, h, step)):
         for left in range(0, w, step):
             yield Tile(row, top, min(h, top + step), left, min(w, left + step))

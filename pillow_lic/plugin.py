@@ -74,7 +74,9 @@ class LicImageFile(ImageFile.ImageFile):
 
     def seek(self, frame: int) -> None:
         """Make another frame the current one; ``EOFError`` if there is none of that number."""
-        if self._seek_check(frame):
+        with self._lock:
+            if not self._seek_check(frame):
+                return
             if isinstance(self._fp, DeferredError):
                 raise self._fp.ex
             assert self._reader is not None
@@ -110,12 +112,13 @@ class LicImageFile(ImageFile.ImageFile):
         Returns the mode, which stays, and the image's box in pixels of the draft; None, and nothing is done, if the
         pixels are loaded.
         """
-        if size is None or self._reader is None or self._loaded == self._frame:
-            return None
-        header = self._reader.header
-        ratio = min(header.width // max(1, size[0]), header.height // max(1, size[1]))
-        self._scale = next((s for s in SCALES if s <= ratio), 1)
-        self._size = self._drafted(header)
+        with self._lock:
+            if size is None or self._reader is None or self._loaded == self._frame:
+                return None
+            header = self._reader.header
+            ratio = min(header.width // max(1, size[0]), header.height // max(1, size[1]))
+            self._scale = next((s for s in SCALES if s <= ratio), 1)
+            self._size = self._drafted(header)
         return self.mode, (0, 0, header.width / self._scale, header.height / self._scale)
 
     def _drafted(self, header: Header) -> tuple[int, int]:
@@ -244,7 +247,9 @@ class LicImageFile(ImageFile.ImageFile):
             super().save(fp, format, **params)
 
     def load_seek(self, pos: int) -> None:
-        """Nothing to seek: the pixels are in memory by then."""
+        """Nothing to seek: the pixels are in memory by then.  That there is this method keeps Pillow from mapping the
+        file into memory as if it held raw pixels.
+        """
 
     def verify(self) -> None:
         """Compare the file's checksums; ``OSError`` if one is wrong.  The image cannot be used after."""
@@ -275,8 +280,8 @@ def open(
     """Open a .lic file as ``Image.open`` does, with options for decoding it.
 
     device   "cpu", "cuda", "cuda:1", or None: CUDA where there is one and the picture is large enough
-             to be worth it, else the CPU; PILLOW_LIC_DEVICE overrides None
-    threads  CPU threads to work with, at least 1; None: as many as torch is set to
+             to be worth it, else the CPU, unless ``set_defaults`` or PILLOW_LIC_DEVICE say otherwise
+    threads  CPU threads to work with, at least 1; None: as ``set_defaults`` says, or as many as torch is set to
     size     (width, height): decode at 1/2, 1/4 or 1/8, whichever is the smallest that is at least so
              large, in less time; None: the whole
 

@@ -19,7 +19,7 @@ from pillow_lic.entropy.context import ExactContext
 from pillow_lic.entropy.exact import GAIN_BITS, MEAN_BITS
 from pillow_lic.entropy.passes import Given
 from pillow_lic.header import Header
-from pillow_lic.models.compressai.family import Coded, FamilyModel
+from pillow_lic.models.compressai.family import CodedLatents, FamilyModel
 from pillow_lic.models.context.schedule import HYPER
 from pillow_lic.models.hyperprior import HYPER_STRIDE
 from pillow_lic.models.loading import Model, OneQuality
@@ -137,7 +137,7 @@ def pack(model: OneQuality, tile: CodedTile, context: str) -> bytes:
     """A tile's bytes: the checksum of its symbols, then the range coder's stream."""
     coder = SymbolEncoder()
     if isinstance(model, FamilyModel):
-        model.write(coder, Coded(tile.z, tile.y, tile.priors.mean, tile.priors.index))
+        model.write(coder, CodedLatents(tile.z, tile.y, tile.priors.mean, tile.priors.index))
         return seal(tile, coder)
     encode_hyper(model, tile, coder, context)
     if tile.lattice is not None:
@@ -270,7 +270,7 @@ def checked(tile: CodedTile, data: Sequence[bytes]) -> CodedTile:
     return tile
 
 
-def _tile_of(coded: Coded) -> CodedTile:
+def _tile_of(coded: CodedLatents) -> CodedTile:
     """A tile of a published codec, whose entropy path is its own."""
     priors = Priors(coded.mean, coded.index, coded.mean[:0])
     return CodedTile(coded.z, np.zeros(0, np.uint8), coded.y, priors)

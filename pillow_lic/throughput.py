@@ -32,7 +32,7 @@ def encode_batch(images: Iterable[Any], *, workers: int | None = None, **options
 
     images   Pillow images, uint8 arrays (H, W) or (H, W, 2 to 4), or uint8 tensors (C, H, W); only Pillow images
              bring metadata (ICC profile and comment, as with ``save``)
-    workers  threads for range coding; None: as many as torch is set to
+    workers  threads for range coding; None: as ``set_defaults`` says of threads, or as many as torch is set to
     options  those of :class:`pillow_lic.EncoderOptions`
 
     On CUDA, pictures of one size (and tiles) go through the networks in batches; sums of floating-point numbers
@@ -49,7 +49,7 @@ def decode_batch(
     """The first frames of .lic files (bytes, paths or open files) as images, as ``Image.open`` and ``load`` give them.
 
     device   "cpu", "cuda", "cuda:1", or None: CUDA where there is one
-    workers  threads for range coding; None: as many as torch is set to
+    workers  threads for range coding; None: as ``set_defaults`` says of threads, or as many as torch is set to
 
     On CUDA, pictures of one size (and tiles) go through the networks in batches, and pixels may differ by 1 from
     those of single pictures; on the CPU they are the same.  Raises what ``Image.open`` and ``load`` do.

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import math
+import struct
 from dataclasses import replace
 from io import BytesIO
 
 import pytest
+from conftest import coded
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from pillow_lic import container
+from pillow_lic import container, plugin
 from pillow_lic import header as lic_header
 from pillow_lic.container import Frame, Reader
 from pillow_lic.header import Animation, Header
@@ -238,3 +242,18 @@ def test_what_comes_twice_is_damage_and_not_of_a_newer_version() -> None:
     start, end = film.index(b"ANIM"), film.index(b"FRAM")
     with pytest.raises(OSError, match="the ANIM chunk is too long or repeated"):
         read(film[:end] + film[start:end] + film[end:])
+
+
+def test_a_resolution_that_is_none_is_not_shown(small: Image.Image) -> None:
+    for dpi in ((math.nan, 72.0), (72.0, math.inf), (0.0, 72.0)):
+        data = coded(small, dpi=(72, 72))
+        reader = container.Reader(BytesIO(data))
+        metadata = reader.metadata()
+        made = container.write(reader.header, metadata | {"dpi": struct.pack("<2d", *dpi)}, list(reader.frames()))
+        with Image.open(BytesIO(made)) as image:
+            assert "dpi" not in image.info
+            image.load()
+
+
+def test_the_plugin_knows_every_kind_of_metadata() -> None:
+    assert container.METADATA.keys() == plugin.METADATA

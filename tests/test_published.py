@@ -21,12 +21,13 @@ from pillow_lic import container, transcode
 from pillow_lic.codec.decoding import decode
 from pillow_lic.devices import block_dtype
 from pillow_lic.entropy import layers
+from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models import loading
 from pillow_lic.models.compressai import layers as compressai_layers
 from pillow_lic.models.compressai import synthesis
 from pillow_lic.models.compressai.checkpoint import read_checkpoint
 from pillow_lic.models.compressai.convert import Calibration, integers_of
-from pillow_lic.models.compressai.exact import LIMIT, MEAN_BITS, SCALE_BITS, Form, Linear, Wavefront
+from pillow_lic.models.compressai.exact import LIMIT, SCALE_BITS, Form, Linear, Wavefront
 from pillow_lic.models.compressai.family import Family, FamilyModel
 from pillow_lic.models.compressai.networks import ARCHITECTURES, Network
 from pillow_lic.models.loading import load_model, model_by_identity

@@ -61,7 +61,7 @@ def test_moments_are_those_of_what_layers_see(photo: Image.Image) -> None:
     moments = input_moments(model, samples)
     handle.remove()
     x = torch.cat([torch.nn.functional.pad(s, (1, 1, 1, 1)).double() for s in seen])
-    n, c, h, w = x.shape
+    _, c, h, w = x.shape
     patches = torch.stack([x[:, :, i : h - 2 + i, j : w - 2 + j] for i in range(3) for j in range(3)], dim=2)
     columns = patches.permute(1, 2, 0, 3, 4).reshape(9 * c, -1)
     expected = columns @ columns.mT / columns.shape[1]

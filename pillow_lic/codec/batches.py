@@ -31,7 +31,7 @@ from pillow_lic.inputs import check_pixels
 from pillow_lic.models.loading import Model, OneQuality, load_model, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
 from pillow_lic.options import EncoderOptions
-from pillow_lic.pixels import Pixels, Tile, latent_size, rounded, tile_pixels, tiles_of
+from pillow_lic.pixels import Pixels, Tile, latent_size, rounded, step_of, tile_pixels, tiles_of
 from pillow_lic.symbols import CodedTile, pack, quality_tensor, quantise
 
 BATCH = 32
@@ -218,7 +218,7 @@ class _Decoding:
             if part.is_cuda:
                 part.record_stream(torch.cuda.current_stream(self.device))
         self.latents.clear()
-        step = header.tile // LATENT_STRIDE or max(h, w)
+        step = step_of(header.width, header.height, header.tile)
         quality = quality_tensor(header.quality_code, self.device)
         for number, tile in enumerate(tiles):
             around = tile.grown(min(self.model.arch.synthesis_margin, step), h, w)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pillow_lic import options
 from pillow_lic.codec import families
+from pillow_lic.container import Coded, Frame
 from pillow_lic.models.compressai.family import Family
 from pillow_lic.models.loading import AnyModel
 from pillow_lic.pixels import Tile
@@ -68,3 +69,11 @@ def contexts_to_try(model: AnyModel, wanted: str | None) -> list[str]:
     if wanted != "none":
         model.context(wanted, torch.device("cpu"))  # a clear error before any work
     return [wanted]
+
+
+def smallest(
+    frames: Sequence[Mapping[str, Sequence[Coded]]], transparency: Sequence[bytes | None]
+) -> tuple[str, list[Frame]]:
+    """The context model whose tiles, by frame, have the fewest bytes, and the frames coded with it."""
+    best = min(frames[0], key=lambda name: sum(len(tile) for tiles in frames for tile in tiles[name]))
+    return best, [Frame(tiles[best], packed) for tiles, packed in zip(frames, transparency, strict=True)]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pillow_lic import alpha, container, options
-from pillow_lic.codec.common import contexts_to_try, report
+from pillow_lic.codec.common import contexts_to_try, report, smallest
 from pillow_lic.codec.salvage import grey, intact_scans, salvaged
 from pillow_lic.codec.tiles import from_bytes, stack_from_bytes, stacks, to_bytes
 from pillow_lic.container import Coded, Frame, Scans
@@ -23,7 +23,7 @@ from pillow_lic.header import Header
 from pillow_lic.models.draft import FITTED_SCALE, Draft, channels_for
 from pillow_lic.models.loading import Model, OneQuality, model_by_identity
 from pillow_lic.models.transforms import LATENT_STRIDE
-from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, tiles_of
+from pillow_lic.pixels import Pixels, Tile, latent_size, put_pixels, step_of, tiles_of
 from pillow_lic.quantizers import scalar
 from pillow_lic.symbols import quality_tensor
 from pillow_lic.warning import warn
@@ -46,10 +46,12 @@ def decode(
 
     ``box`` (left, top, right, bottom) asks for a part of them, for which only the tiles in and next to
     it are decoded; ``scale`` 2, 4 or 8 for the whole picture at 1/scale, rounded up, which
-    need not show more than 1/``shown`` of the size does.  Raises ``OSError`` if
+    need not show more than 1/``shown`` of the size does: one of both.  Raises ``OSError`` if
     the data are damaged or their model is not installed.  Of a ``damaged`` frame what is certainly right is
     shown, and a warning tells how much is not.
     """
+    if box is not None and scale > 1:
+        raise ValueError("a part of a picture is decoded at its full size")
     model, _ = model_by_identity(header.model_id, header.model_name).at_quality(header.quality_code)
     left, top, right, bottom = box or (0, 0, header.width, header.height)
     tiles = tiles_of(header.width, header.height, header.tile)
@@ -110,8 +112,7 @@ def transcode(data: bytes, context: str, device: str | None = None) -> bytes:
             return _recoded(model, header, coded, contexts, on)
 
     frames = or_on_cpu(choose_device(device, header.width * header.height), work)
-    best = min(contexts, key=lambda name: sum(len(t) for tiles in frames for t in tiles[name]))
-    chosen = [Frame(tiles[best], frame.alpha) for tiles, frame in zip(frames, coded, strict=True)]
+    best, chosen = smallest(frames, [frame.alpha for frame in coded])
     return container.write(replace(header, context=best), metadata, chosen, reader.animation)
 
 
@@ -258,7 +259,7 @@ def tile_latents(
 def _pixels(view: _View, tile: Tile, latents: Mapping[int, Tensor]) -> Tensor:
     """One tile's pixels (3, H, W) at 1/scale, synthesised from its latents and a margin of its neighbours'."""
     h, w = latent_size(view.header.height), latent_size(view.header.width)
-    step = view.header.tile // LATENT_STRIDE or max(h, w)
+    step = step_of(view.header.width, view.header.height, view.header.tile)
     around = tile.grown(min(view.margin, step), h, w)
     held = [r for r in range(tile.row - 1, tile.row + 2) if r in latents]  # of a region those that margins reach
     rows = [latents[r][:, :, around.left : around.right] for r in held]

@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +17,7 @@ from pillow_lic import alpha, container, options
 from pillow_lic.codec import families
 from pillow_lic.codec.adaptation import chosen_levels, important_levels
 from pillow_lic.codec.analysis import analysed
-from pillow_lic.codec.common import contexts_to_try, in_silence, report
+from pillow_lic.codec.common import contexts_to_try, in_silence, report, smallest
 from pillow_lic.codec.decoding import decode
 from pillow_lic.codec.searching import searched
 from pillow_lic.codec.tiles import to_bytes
@@ -107,7 +106,7 @@ def encode(
             kind, wanted = opts.target
             codes = [stop.code for stop in family.stops] if isinstance(family, Family) else range(MAX_QUALITY_CODE + 1)
             if kind == "target_psnr":
-                return _at_psnr(coded, partial(at, device), codes, wanted, opts)
+                return _at_psnr(coded, partial(at, device), codes, wanted, opts, device)
             return _at_size(partial(at, device), codes, kind, wanted, width * height * len(pictures))
 
     return or_on_cpu(choose_device(opts.device, width * height), on)
@@ -137,7 +136,7 @@ def header_for(
     return Header(
         width, height, mode, family.identity, opts.quality_code, "none", _quantizer(family, opts), side, frames,
         adaptive=adaptive, progressive=opts.progressive,
-        model_name="" if is_shipped(family.path) else Path(opts.model_name).stem,
+        model_name="" if is_shipped(family.path) else family.path.stem.encode(errors="replace").decode(),
     )  # fmt: skip
 
 
@@ -178,21 +177,22 @@ def _encode(
             done += units
             report(done, total)
         frames.append(tiles)
-    best = min(contexts, key=lambda name: sum(len(t) for tiles in frames for t in tiles[name]))
-    return best, [Frame(tiles[best], packed) for tiles, (_, packed) in zip(frames, pictures, strict=True)]
+    return smallest(frames, [packed for _, packed in pictures])
 
 
 def _at_size(at: Encoder, codes: Sequence[int], kind: str, wanted: float, pixels: int) -> bytes:
     """The best file of at most a wanted size, in bytes or in bits a pixel (of all frames)."""
     unit = 8 / pixels if kind == "target_bpp" else 1.0
+    sizes = {}
 
     def attempt(number: int, *, quickly: bool = False) -> tuple[bytes, float]:
         data = at(codes[number], quickly=quickly)
-        return data, math.log(len(data) * unit)
+        sizes[number] = len(data) * unit
+        return data, math.log(sizes[number])
 
     found = _largest(math.log(wanted), codes, attempt)
-    if found is None:
-        least = f"{len(at(codes[0])) * unit:g} at quality {options.quality_of(codes[0]):g}"
+    if found is None:  # the last attempt was the smallest
+        least = f"{sizes[0]:g} at quality {options.quality_of(codes[0]):g}"
         raise ValueError(f"{kind} {wanted:g} is out of reach: this picture takes {least}")
     return found
 
@@ -216,22 +216,28 @@ def _at_psnr(
     codes: Sequence[int],
     wanted: float,
     opts: EncoderOptions,
+    device: torch.device,
 ) -> bytes:
     """The smallest file of at least a wanted PSNR in dB, over all frames, of colours that are seen."""
     seen = _visible(pictures, everywhere=opts.exact)
     original = np.stack([colour for colour, _ in pictures])[seen]
+    reached = {}
 
     def attempt(below: int, *, quickly: bool = False) -> tuple[bytes, float]:
         data = at(codes[-1 - below], quickly=quickly)
         reader = container.Reader(io.BytesIO(data))
         reader.metadata()
         with in_silence():
-            shown = [decode(reader.header, replace(frame, alpha=None), opts.device) for frame in reader.frames()]
-        return data, -min(100.0, psnr(original, np.stack(shown)[seen]))
+            shown = [
+                decode(reader.header, replace(frame, alpha=None), str(device), threads=opts.threads)
+                for frame in reader.frames()
+            ]
+        reached[below] = min(100.0, psnr(original, np.stack(shown)[seen]))
+        return data, -reached[below]
 
     found = _largest(-wanted, codes, attempt)
-    if found is None:
-        most = f"{-attempt(0)[1]:.2f} dB at quality {options.quality_of(codes[-1]):g}"
+    if found is None:  # the last attempt was the best
+        most = f"{reached[0]:.2f} dB at quality {options.quality_of(codes[-1]):g}"
         raise ValueError(f"target_psnr {wanted:g} is out of reach: this picture has {most}")
     return found
 

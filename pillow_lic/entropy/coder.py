@@ -55,7 +55,7 @@ class SymbolEncoder:
             # Sign in the lowest bit, distance past the table's end above it, plus one.
             self._encode_tail((np.abs(beyond) - reach[outside] - 1) * 2 + (beyond < 0) + 1)
 
-    def encode_bits(self, bits: NDArray[np.uint8], ones: int = TOTAL // 2) -> None:
+    def encode_bits(self, bits: NDArray[np.uint8], ones: int) -> None:
         """Append bits that are 1 with frequency ``ones`` of 2**24."""
         self._coder.encode(bits.astype(np.int32), _bits(ones))
 
@@ -94,7 +94,7 @@ class SymbolDecoder:
         with _damage():
             return self._decode(indices, tables)
 
-    def decode_bits(self, count: int, ones: int = TOTAL // 2) -> NDArray[np.uint8]:
+    def decode_bits(self, count: int, ones: int) -> NDArray[np.uint8]:
         """``count`` bits as :meth:`SymbolEncoder.encode_bits` wrote them."""
         with _damage():
             found: NDArray[np.uint8] = self._coder.decode(_bits(ones), count).astype(np.uint8)

@@ -31,9 +31,6 @@ GAIN_BITS = 10
 LIMIT_OF_Z = 2**31 - 1
 """Of the numbers of z's prior: products with symbols fit 64 bits."""
 
-QUALITY_ONE = 256
-"""Quality codes for one quality step."""
-
 EXACT = 2.0**53
 
 BLOCK_LAYERS = ("reduce", "mix", "expand")

@@ -17,15 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pillow_lic.header import QUALITY_ONE
+
 FLIP = 128
 """A number's lower byte is unsigned; flipping its highest bit makes it a signed one, less 128."""
 
 
 def interpolate(table: NDArray[np.int64], quality_code: int) -> NDArray[np.int64]:
     """Row of an (8, n) integer table at a quality code in 0...1792, rounded to nearest."""
-    low = min(quality_code // 256, table.shape[0] - 2)
-    f = quality_code - 256 * low
-    out: NDArray[np.int64] = (table[low] * (256 - f) + table[low + 1] * f + 128) >> 8
+    one = QUALITY_ONE
+    low = min(quality_code // one, table.shape[0] - 2)
+    f = quality_code - one * low
+    out: NDArray[np.int64] = (table[low] * (one - f) + table[low + 1] * f + one // 2) // one
     return out
 
 

@@ -18,6 +18,7 @@ from pillow_lic.entropy.ladder import FRACTION, SHIFT_BITS
 from pillow_lic.entropy.layers import FEW, IntegerLayer
 from pillow_lic.entropy.passes import MARGIN, Places, Wave
 from pillow_lic.models.context.schedule import TAPS, Unit, View
+from pillow_lic.models.hyperprior import INDEX_GAIN
 from pillow_lic.models.transforms import QUALITIES
 
 ACTIVATION_LIMIT = 255
@@ -25,9 +26,6 @@ WEIGHT_LIMIT = 127
 EXACT = 2.0**24
 SHIFT_LIMIT = 8.0 * 2**SHIFT_BITS
 CHANGE_LIMIT = 32.0 * 2**SHIFT_BITS
-INDEX_GAIN = 8
-"""Scale index steps for each unit of what the networks and windows say of magnitudes."""
-
 LAYERS = ("enter", "reduce", "expand", "leave")
 
 

@@ -20,7 +20,6 @@ from pillow_lic.entropy.passes import Given, Pass
 from pillow_lic.entropy.units import (
     ACTIVATION_LIMIT,
     CHANGE_LIMIT,
-    INDEX_GAIN,
     SHIFT_LIMIT,
     load_layer,
     rounded,
@@ -28,6 +27,7 @@ from pillow_lic.entropy.units import (
 )
 from pillow_lic.models.context.schedule import Unit
 from pillow_lic.models.context.volume import DEPTH, OWN, REACH, TAPS, offsets, padded, wave_of
+from pillow_lic.models.hyperprior import INDEX_GAIN
 
 LAYERS = ("position", "enter", "reduce", "expand", "leave")
 

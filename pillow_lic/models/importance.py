@@ -14,11 +14,9 @@ from torch.nn import functional as F
 
 from pillow_lic.models.beside import load_beside, save_beside
 from pillow_lic.models.hyperprior import QualityConv
+from pillow_lic.quantizers.adaptive import BLOCK
 
 SUFFIX = ".importance"
-BLOCK = 4
-"""Latent positions on a side of a level's area."""
-
 REACH = 8.0
 """Largest level."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pillow_lic.search.relax import Relaxation
 
 LAST_EFFORT = 2
-"""Higher ones refine instead."""
+"""Higher ones refine what looks have found."""
 
 CAUTIONS = (1.4, 2.0)
 """How much more than alone symbols are taken to curve the distortion, as all of them move at once; the second where

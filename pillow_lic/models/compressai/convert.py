@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.models.compressai.exact import (
     EXACT,
     LIMIT,
-    MEAN_BITS,
     SCALE_BITS,
     Z_BITS,
     Form,

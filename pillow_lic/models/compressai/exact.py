@@ -134,7 +134,7 @@ class ExactHyper:
         return z
 
 
-class ExactContext:
+class PublishedContext:
     """The context model and the network that joins it with the hyper-synthesis, over waves of positions."""
 
     def __init__(self, tensors: Mapping[str, Tensor], forms: Sequence[Form], device: torch.device) -> None:

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from pillow_lic.devices import finish
 from pillow_lic.entropy.coder import LIMIT as SYMBOL_LIMIT
 from pillow_lic.entropy.coder import SymbolDecoder, SymbolEncoder, Symbols
+from pillow_lic.entropy.exact import MEAN_BITS
 from pillow_lic.entropy.tables import Tables
-from pillow_lic.header import MAX_QUALITY_CODE
+from pillow_lic.header import MAX_QUALITY_CODE, QUALITY_ONE
 from pillow_lic.models.compressai.exact import (
     LIMIT,
-    MEAN_BITS,
     SCALE_BITS,
     Z_BITS,
-    ExactContext,
     ExactHyper,
+    PublishedContext,
     Wavefront,
     forms_of,
 )
@@ -41,9 +41,6 @@ from pillow_lic.models.errors import reading
 from pillow_lic.pixels import pad_to_multiple
 
 HYPER_STRIDE = 4
-QUALITY_ONE = 256
-"""Quality codes for each step of quality."""
-
 FINE = 6 * QUALITY_ONE
 """Code of the quality from which on bfloat16 would cost more than 0.01 dB."""
 
@@ -76,7 +73,7 @@ class Stop:
 
 
 @dataclass(frozen=True)
-class Coded:
+class CodedLatents:
     """Symbols of z (N, h, w) and y (M, h, w), and means (64ths of a step) and tables' indices of y."""
 
     z: Symbols
@@ -147,7 +144,7 @@ class FamilyModel:
     def __init__(self, family: Family, number: int, stop: Stop) -> None:
         self.family, self._prefix, self._code = family, f"{number}.", stop.code
         self.kind: Published = ARCHITECTURES[family.architecture]
-        self.path, self.identity, self.tables = family.path, family.identity, family.tables
+        self.path, self.tables = family.path, family.tables
         self.contexts = family.contexts
         with torch.device("meta"):
             self._network = Network(family.architecture, stop.channels, stop.latents)
@@ -199,13 +196,13 @@ class FamilyModel:
 
     # -- symbols -------------------------------------------------------------------------------
 
-    def quantise(self, y: Tensor) -> Coded:
+    def quantise(self, y: Tensor) -> CodedLatents:
         """Symbols for latents (1, M, h, w)."""
         h, w = y.shape[2:]
         device = y.device
         if not self.kind.hyperprior:
             mean, index = self._factorized(h, w, device)
-            return Coded(_NOTHING, _symbols(y[0] - mean.to(y.dtype) / 2**MEAN_BITS), mean, index)
+            return CodedLatents(_NOTHING, _symbols(y[0] - mean.to(y.dtype) / 2**MEAN_BITS), mean, index)
         padded = pad_to_multiple(y, HYPER_STRIDE)
         z = self._part("h_a", device)(padded if self.kind.means else padded.abs())[0]
         medians = self.medians.to(z)[:, None, None] / 2**Z_BITS
@@ -213,20 +210,20 @@ class FamilyModel:
         hyper = self._hyper(z_symbols, h, w, device)
         if not self.kind.context:
             mean, index = self._conditions(hyper)
-            return Coded(z_symbols, _symbols(y[0] - mean.to(y.dtype) / 2**MEAN_BITS), mean, index)
+            return CodedLatents(z_symbols, _symbols(y[0] - mean.to(y.dtype) / 2**MEAN_BITS), mean, index)
         target = y[0].flatten(1).t().double()
 
         def rounded(at: Tensor, mean: Tensor, index: Tensor) -> Tensor:
             return torch.from_numpy(_symbols(target[at] - mean.to(target.dtype) / 2**MEAN_BITS)).to(device)
 
-        return Coded(z_symbols, *self._along(hyper, rounded))
+        return CodedLatents(z_symbols, *self._along(hyper, rounded))
 
     def check(self, context: str, quantizer: str, adaptive: bool) -> None:
         """Raise ``OSError`` for a header that no encoder writes."""
         if (context,) != self.contexts or quantizer != "scalar" or adaptive:
             raise OSError("damaged LIC file: its header does not belong to its model")
 
-    def write(self, coder: SymbolEncoder, coded: Coded) -> None:
+    def write(self, coder: SymbolEncoder, coded: CodedLatents) -> None:
         """Append a tile's symbols."""
         index = coded.index.cpu().numpy()
         if not self.kind.hyperprior:
@@ -242,25 +239,25 @@ class FamilyModel:
             some = at.numpy()
             coder.encode(y[:, some].T.ravel(), index[:, some].T.ravel(), self.tables)
 
-    def read(self, coder: SymbolDecoder, h: int, w: int, device: torch.device) -> Coded:
+    def read(self, coder: SymbolDecoder, h: int, w: int, device: torch.device) -> CodedLatents:
         """Read a tile's symbols, h x w positions."""
         if not self.kind.hyperprior:
             mean, index = self._factorized(h, w, device)
             y = coder.decode(index.cpu().numpy().ravel(), self.learned)
-            return Coded(_NOTHING, y.reshape(index.shape), mean, index)
+            return CodedLatents(_NOTHING, y.reshape(index.shape), mean, index)
         shape = (self.arch.hyperlatents, -(-h // HYPER_STRIDE), -(-w // HYPER_STRIDE))
         z = coder.decode(_by_channel(shape).ravel(), self.learned).reshape(shape)
         hyper = self._hyper(z, h, w, device)
         if not self.kind.context:
             mean, index = self._conditions(hyper)
             y = coder.decode(index.cpu().numpy().ravel(), self.tables)
-            return Coded(z, y.reshape(index.shape), mean, index)
+            return CodedLatents(z, y.reshape(index.shape), mean, index)
 
         def decoded(at: Tensor, mean: Tensor, index: Tensor) -> Tensor:
             values = coder.decode(index.cpu().numpy().ravel(), self.tables)
             return torch.from_numpy(values.reshape(tuple(index.shape))).to(device)
 
-        return Coded(z, *self._along(hyper, decoded))
+        return CodedLatents(z, *self._along(hyper, decoded))
 
     def _along(self, hyper: Tensor, symbols_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Any:
         """y, means and indices, wave by wave: the one schedule of encoder and decoder.
@@ -306,9 +303,9 @@ class FamilyModel:
     def _exact_hyper(self, device: torch.device) -> ExactHyper:
         return ExactHyper(self._tensors("exact."), [form for form, _ in forms_of(self._network.h_s)], device)
 
-    def _context(self, device: torch.device) -> ExactContext:
+    def _context(self, device: torch.device) -> PublishedContext:
         forms = [form for form, _ in forms_of(self._network.entropy_parameters)]
-        return ExactContext(self._tensors("exact."), forms, device)
+        return PublishedContext(self._tensors("exact."), forms, device)
 
     def _part(self, name: str, device: torch.device) -> nn.Module:
         return self._cached((name, device), lambda: self._loaded(name, device))  # type: ignore[no-any-return]

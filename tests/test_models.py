@@ -224,13 +224,15 @@ def test_copies_of_a_model_have_files_of_their_own_beside_them(
     small: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mse = loading.load_model("mse")
-    plain = coded(small)
+    plain, volume = coded(small), coded(small, context="volume")
     (tmp_path / "mse-0.1.safetensors").write_bytes(mse.path.read_bytes())
     monkeypatch.setenv("PILLOW_LIC_MODELS", str(tmp_path))
     monkeypatch.setattr(loading, "_loaded", {})
     kept = coded(small, model="mse-0.1")
     with Image.open(io.BytesIO(kept)) as image:
         assert image.info["model_name"] == "mse-0.1"
+        image.load()
+    with Image.open(io.BytesIO(volume)) as image:  # which the copy cannot decode
         image.load()
     assert coded(small) == plain  # as if nobody had loaded the copy first
     assert "volume" in loading.load_model("mse").contexts

@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> None:
                 measure.measure_folder(args.folder, selected, on_step, images=args.images, side=args.crop)
             )
     finally:  # also of what a damaged picture or Ctrl-C ends: it is what took the time
-        report.write_json(Path(args.output), selected, measurements)
+        if measurements:
+            report.write_json(Path(args.output), selected, measurements)
     if args.variants:
         print(variants.text(variants.compare(measurements, selected)))
         return

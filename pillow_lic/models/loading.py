@@ -265,17 +265,18 @@ def model_by_identity(identity: bytes, name: str = "") -> AnyModel:
     Raises ``OSError`` if it is not installed, which says where to put it, and its ``name`` if the file told it.
     """
     with _lock:
-        known = [model for (own, _), model in _loaded.items() if own == identity][::-1]
-        known.sort(key=lambda model: not is_shipped(model.path))  # of copies, which may lack what lies beside, the last
+        known = [model for (own, _), model in _loaded.items() if own == identity]
         for model in known:
-            if identity_or_none(model.path) == identity:
+            if is_shipped(model.path) and identity_or_none(model.path) == identity:
                 return model
-        # Large files are read whole to identify them: first those whose manifests say that they are it.
-        for path in sorted(installed(), key=lambda p: manifest_of(p).get("identity") != identity.hex()):
+        # Copies may lack what lies beside a model.  And large files are read whole to identify them: first those
+        # whose manifests say that they are it.
+        hexed = identity.hex()
+        for path in sorted(installed(), key=lambda p: (manifest_of(p).get("identity") != hexed, not is_shipped(p))):
             if identity_or_none(path) == identity:
                 return _load(path)
-        if known:  # its file is gone, which it may not need any more
-            return known[0]
+        if known:  # elsewhere, or the file is gone, which may not be needed any more
+            return max(reversed(known), key=lambda model: identity_or_none(model.path) == identity)
     others = [p for p in installed() if p.stem == name]
     raise OSError(
         f"this LIC file was written with the model {f'{name!r} ' if name else ''}{identity.hex()}, which is not "

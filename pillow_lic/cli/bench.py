@@ -20,15 +20,12 @@ if TYPE_CHECKING:
     from pillow_lic.bench.measure import Measurement
     from pillow_lic.bench.report import Curve
 
-COMPARED = (
-    "model", "context", "quantizer", "effort", "images", "crop", "qualities", "codecs", "variants", "contexts",
-    "reference",
-)  # fmt: skip
+COMPARED = ("model", "context", "quantizer", "effort", "images", "crop", "qualities", "codecs", "variants", "contexts")
 """Options of comparisons alone: what they compare, encode with, and take of each image."""
 
 ALONE = {
-    "contexts": ("context", "quantizer", "effort", "crop", "qualities", "codecs", "variants", "reference"),
-    "variants": ("context", "quantizer", "effort", "codecs", "reference"),
+    "contexts": ("context", "quantizer", "effort", "crop", "qualities", "codecs", "variants"),
+    "variants": ("context", "quantizer", "effort", "codecs"),
 }
 """What stands in for the comparison with other codecs, and the options that say nothing to it."""
 

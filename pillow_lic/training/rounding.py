@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pillow_lic.models.context.network import QualityLinear
+from pillow_lic.models.context.schedule import VOLUME
 from pillow_lic.models.hyperprior import HyperpriorModel, QualityConv
 from pillow_lic.training.losses import Objective, forward
 
@@ -55,6 +56,8 @@ def input_moments(model: HyperpriorModel, samples: Iterable[tuple[Tensor, Tensor
         counts[name] = counts.get(name, 0) + seen.shape[1]
 
     model.eval()
+    # That over the volume takes ten times as long, and is rounded elsewhere.
+    objective = Objective(distortion=None, contexts=model.contexts.keys() - {VOLUME})
     hooks = [
         layer.register_forward_pre_hook(partial(see, name))
         for name, layer in model.named_modules()
@@ -62,7 +65,7 @@ def input_moments(model: HyperpriorModel, samples: Iterable[tuple[Tensor, Tensor
     ]
     try:
         for pixels, quality in samples:
-            forward(model, pixels, quality, Objective(distortion=None))
+            forward(model, pixels, quality, objective)
     finally:
         for hook in hooks:
             hook.remove()

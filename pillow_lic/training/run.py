@@ -186,9 +186,8 @@ def finish(
 def _samples(data: str | Path, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Training images at all qualities, for the float network."""
     for pixels, quality in validate.crops_for_tables(data, count):
-        h, w = (n // validate.SIDE_UNIT * validate.SIDE_UNIT for n in pixels.shape[:2])
-        if h and w:
-            yield validate.tensor_of(pixels[:h, :w]), torch.tensor([quality])
+        if (part := validate.cut(pixels)).size:
+            yield validate.tensor_of(part), torch.tensor([quality])
 
 
 def _seen_tiles(model: Model, data: str | Path, count: int, quantizer: str = "scalar") -> Iterator[CodedTile]:

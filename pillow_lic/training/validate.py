@@ -36,13 +36,17 @@ def validation_images(folder: str | Path, limit: int | None = None) -> list[Pixe
     """
     found = []
     for file in image_files(folder)[:limit]:
-        pixels = load_rgb(file)
-        h, w = (n // SIDE_UNIT * SIDE_UNIT for n in pixels.shape[:2])
-        if h and w:
-            found.append(pixels[:h, :w])
+        if (pixels := cut(load_rgb(file))).size:
+            found.append(pixels)
     if not found:
         raise ValueError(f"no image in {folder} has {SIDE_UNIT} pixels on its smaller side")
     return found
+
+
+def cut(pixels: Pixels) -> Pixels:
+    """As much of a picture as has sides that are multiples of 64, as the networks take them; may be nothing."""
+    h, w = (n // SIDE_UNIT * SIDE_UNIT for n in pixels.shape[:2])
+    return pixels[:h, :w]
 
 
 def tensor_of(pixels: Pixels) -> Tensor:
